@@ -1,0 +1,62 @@
+# make demo    build, train a CNN on real digits, compare speeds        make test      everything that CI checks
+# make bench   the benchmarks, with PyTorch if it is installed          make sanitize  kernel tests under ASan, UBSan
+# make format  ruff's formatting                                        make clean     remove what these made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc pycnn -name '*.[ch]' -o -name '*.def' -o -name '*.py' -o -path 'pycnn/data/*') \
+           pyproject.toml setup.py MANIFEST.in README.md
+C_FILES := csrc/dispatch.c csrc/plan.c $(wildcard csrc/isa/*.c)
+C_CHECK := -std=gnu11 -O1 -fopenmp -Wall -Wextra -Werror -fsyntax-only
+ISAS = $(shell $(BIN)/python -c "from pycnn import native; print(*native.usable_instruction_sets())")
+
+.PHONY: demo test lint smoke bench sanitize format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "pycnn needs Python 3.11 or later"'
+	$(PYTHON) -m venv $(VENV)
+
+# The source distribution, and a wheel built of it, so that what is tested is what users install.
+$(VENV)/.wheel: $(SOURCES) | $(BIN)/python
+	$(BIN)/pip install --quiet build
+	rm -rf dist && $(BIN)/python -m build --outdir dist . > $(VENV)/build.log || (cat $(VENV)/build.log; false)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.wheel
+	$(BIN)/pip install --quiet --force-reinstall --no-deps dist/*.whl
+	$(BIN)/pip install --quiet "$$(ls dist/*.whl)[progress]"
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(BIN)/pip install --quiet "$$(ls dist/*.whl)[test,dev]"
+	touch $@
+
+test: $(VENV)/.tools lint smoke
+	for isa in $(ISAS); do echo "instruction set $$isa" && PYCNN_ISA=$$isa $(BIN)/pytest || exit 1; done
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	for file in $(C_FILES); do $(CC) $(C_CHECK) $$file || exit 1; done
+
+# A user's first minute with the wheel, away from the sources, in an environment of its own.
+smoke: $(VENV)/.wheel
+	rm -rf $(VENV)/smoke && $(BIN)/python -m venv $(VENV)/smoke
+	$(VENV)/smoke/bin/pip install --quiet dist/*.whl
+	cd $(VENV) && smoke/bin/python ../tests/smoke.py ../dist
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/kernels.py
+
+sanitize: | $(BIN)/python
+	sh tools/sanitize.sh $(VENV)
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pycnn/_kernels.c pycnn/*.so

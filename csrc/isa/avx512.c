@@ -1,0 +1,26 @@
+/* AVX-512: 32 registers of 16 floats; tiles of 14 rows by 2 vectors. */
+#if defined(__x86_64__)
+#include "../kernels/system.h"
+#include <immintrin.h>
+
+#define ISA_NAME avx512
+#define VEC_BYTES 64
+#define TILE_ROWS 14
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
+
+#define LOAD_PART(p, n) ((vec)_mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), p))
+#define STORE_PART(p, v, n) _mm512_mask_storeu_ps(p, (__mmask16)((1u << (n)) - 1), (__m512)(v))
+
+#include "../kernels/all.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#else
+typedef int not_on_this_processor;
+#endif

@@ -1,0 +1,27 @@
+/* All kernels of one instruction set, and its table. */
+#include "vector.h"
+#include "math.h"
+#include "layout.h"
+#include "tile.h"
+#include "product.h"
+#include "outer.h"
+#include "gemm.h"
+#include "conv2d.h"
+#include "depthwise.h"
+#include "pool.h"
+#include "elementwise.h"
+#include "norm.h"
+#include "loss.h"
+#include "optimizer.h"
+#include "peak.h"
+
+static const pycnn_kernel table[] = {
+#define KERNEL(name, desc) { name, NULL },
+#define KERNEL_WS(name, desc) { name, name##_workspace },
+#include "../kernels.def"
+#undef KERNEL
+#undef KERNEL_WS
+};
+
+const pycnn_isa PYCNN_ISA_TABLE(ISA_NAME);
+const pycnn_isa PYCNN_ISA_TABLE(ISA_NAME) = { table, VEC_BYTES, fma_loop };

@@ -1,0 +1,166 @@
+/* 2-D convolution, forward and backward, by the engines of product.h and outer.h.
+ *
+ * With few channels a row of a filter, S * C floats, is contiguous in a channels-last image, so it is one long
+ * tap instead of S short ones; the image is padded once for it ("row taps"). */
+
+enum { FEW_CHANNELS = 16 };
+
+static int uses_row_taps(const pycnn_conv2d *d)
+{
+    return d->groups == 1 && d->dilation_w == 1 && d->s > 1 && d->c < FEW_CHANNELS;
+}
+
+static int is_padded(const pycnn_conv2d *d) { return d->pad_top || d->pad_bottom || d->pad_left || d->pad_right; }
+static int is_pointwise(const pycnn_conv2d *d)
+{
+    return d->r == 1 && d->s == 1 && d->stride_h == 1 && d->stride_w == 1 && !is_padded(d);
+}
+static int64_t padded_h(const pycnn_conv2d *d) { return d->h + d->pad_top + d->pad_bottom; }
+static int64_t padded_w(const pycnn_conv2d *d) { return d->w + d->pad_left + d->pad_right; }
+
+static int64_t padded_floats(const pycnn_conv2d *d)
+{
+    if (!uses_row_taps(d) || !is_padded(d))
+        return 0;
+    return line_floats(d->n * padded_h(d) * padded_w(d) * d->c);
+}
+
+static const float *pad_images(const pycnn_conv2d *d, const float *x, float *to)
+{
+    if (!is_padded(d))
+        return x;
+    const int64_t rows = padded_h(d), width = padded_w(d) * d->c, left = d->pad_left * d->c, inner = d->w * d->c;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < d->n * rows; row++) {
+        const int64_t n = row / rows, ih = row % rows - d->pad_top;
+        float *out = to + row * width;
+        if (ih < 0 || ih >= d->h) {
+            memset(out, 0, sizeof(float) * (size_t)width);
+            continue;
+        }
+        memset(out, 0, sizeof(float) * (size_t)left);
+        memcpy(out + left, x + (n * d->h + ih) * inner, sizeof(float) * (size_t)inner);
+        memset(out + left + inner, 0, sizeof(float) * (size_t)(width - left - inner));
+    }
+    return to;
+}
+
+static axis vertical(const pycnn_conv2d *d)
+{
+    return (axis){ d->h, d->oh, d->r, d->stride_h, d->dilation_h, d->pad_top, 0 };
+}
+static axis horizontal(const pycnn_conv2d *d)
+{
+    return (axis){ d->w, d->ow, d->s, d->stride_w, d->dilation_w, d->pad_left, 0 };
+}
+static axis reversed(axis a) { return (axis){ a.out, a.in, a.taps, a.stride, a.dilation, a.pad, 1 }; }
+
+/* The axes and taps of an image with its padding copied around it, a filter's row being one tap. */
+static void take_row_taps(const pycnn_conv2d *d, axis *v, axis *h)
+{
+    *v = (axis){ padded_h(d), d->oh, d->r, d->stride_h, d->dilation_h, 0, 0 };
+    *h = (axis){ padded_w(d), d->ow, 1, d->stride_w, 1, 0, 0 };
+}
+
+static product conv2d_product(const pycnn_conv2d *d)
+{
+    product p = {
+        .images = d->n, .groups = d->groups, .len = d->c / d->groups, .columns = d->k / d->groups,
+        .v = vertical(d), .h = horizontal(d), .in_pixel = d->c, .in_channel = 1, .out_pixel = d->k,
+        .w_tap = d->w_tap, .inner = d->c / d->groups, .w_inner = d->w_c, .w_column = d->w_k,
+        .w_group = d->k / d->groups * d->w_k, .alpha = 1,
+    };
+    if (uses_row_taps(d)) {
+        take_row_taps(d, &p.v, &p.h);
+        p.len = d->s * d->c;
+        p.w_outer = d->w_tap;
+        p.w_tap = d->s * d->w_tap;
+    }
+    return p;
+}
+
+static int64_t conv2d_workspace(const void *desc, int64_t threads)
+{
+    const product p = conv2d_product(desc);
+    return padded_floats(desc) * (int64_t)sizeof(float) + product_workspace(&p, threads);
+}
+
+/* y, x, w, bias or NULL */
+static void conv2d(const void *desc, void *const *args)
+{
+    const pycnn_conv2d *d = desc;
+    product p = conv2d_product(d);
+    float *workspace = args[4];
+    p.out = args[0];
+    p.in = uses_row_taps(d) ? pad_images(d, args[1], workspace) : args[1];
+    p.w = args[2];
+    p.bias = args[3];
+    product_run(&p, workspace + padded_floats(d));
+}
+
+static product backward_data_product(const pycnn_conv2d *d)
+{
+    return (product){
+        .images = d->n, .groups = d->groups, .len = d->k / d->groups, .columns = d->c / d->groups,
+        .v = reversed(vertical(d)), .h = reversed(horizontal(d)),
+        .in_pixel = d->k, .in_channel = 1, .out_pixel = d->c,
+        .w_tap = d->w_tap, .inner = d->k / d->groups, .w_inner = d->w_k, .w_column = d->w_c,
+        .w_group = d->k / d->groups * d->w_k, .alpha = 1,
+    };
+}
+
+static int64_t conv2d_backward_data_workspace(const void *desc, int64_t threads)
+{
+    const product p = backward_data_product(desc);
+    return product_workspace(&p, threads);
+}
+
+/* dx, dy, w */
+static void conv2d_backward_data(const void *desc, void *const *args)
+{
+    product p = backward_data_product(desc);
+    p.out = args[0];
+    p.in = args[1];
+    p.w = args[2];
+    product_run(&p, args[3]);
+}
+
+static outer backward_weights_outer(const pycnn_conv2d *d)
+{
+    outer p = {
+        .images = d->n, .groups = d->groups, .len = d->c / d->groups, .columns = d->k / d->groups,
+        .v = vertical(d), .h = horizontal(d), .x_pixel = d->c, .dy_pixel = d->k,
+        .w_tap = d->w_tap, .inner = d->c / d->groups, .w_inner = d->w_c, .w_column = d->w_k,
+        .w_group = d->k / d->groups * d->w_k,
+    };
+    if (uses_row_taps(d)) {
+        take_row_taps(d, &p.v, &p.h);
+        p.len = d->s * d->c;
+        p.w_outer = d->w_tap;
+        p.w_tap = d->s * d->w_tap;
+    }
+    if (is_pointwise(d)) { /* the batch is one row of pixels */
+        p.images = 1;
+        p.v = one_pixel();
+        p.h.in = p.h.out = d->n * d->h * d->w;
+    }
+    return p;
+}
+
+static int64_t conv2d_backward_weights_workspace(const void *desc, int64_t threads)
+{
+    const outer p = backward_weights_outer(desc);
+    return padded_floats(desc) * (int64_t)sizeof(float) + outer_workspace(&p, threads);
+}
+
+/* dw, x, dy */
+static void conv2d_backward_weights(const void *desc, void *const *args)
+{
+    const pycnn_conv2d *d = desc;
+    outer p = backward_weights_outer(d);
+    float *workspace = args[3];
+    p.dw = args[0];
+    p.x = uses_row_taps(d) ? pad_images(d, args[1], workspace) : args[1];
+    p.dy = args[2];
+    outer_run(&p, workspace + padded_floats(d));
+}

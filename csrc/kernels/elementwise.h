@@ -1,0 +1,121 @@
+/* Element-wise kernels over flat arrays, in blocks shared among the threads. */
+
+enum { ELEMENT_BLOCK = 4096 };
+
+/* An activation f and the derivative's product dy * f'(x), at kinks as PyTorch defines them. The order is
+ * that of ACTIVATION_OPTIONS in shapes.py. */
+#define ACTIVATIONS(A)                                                                                        \
+    A(relu, where(x <= 0.0f, splat(0), x), where(x <= 0.0f, splat(0), dy))                                    \
+    A(leaky_relu, where(x > 0.0f, x, x * alpha), where(x > 0.0f, dy, dy * alpha))                             \
+    A(sigmoid, vec_sigmoid(x), dy * vec_sigmoid(x) * (1.0f - vec_sigmoid(x)))                                 \
+    A(tanh, vec_tanh(x), dy * (1.0f - vec_tanh(x) * vec_tanh(x)))                                             \
+    A(elu, where(x <= 0.0f, alpha * vec_expm1_negative(x), x), where(x <= 0.0f, dy * alpha * vec_exp(x), dy)) \
+    A(gelu, x * vec_normal_cdf(x), dy * (vec_normal_cdf(x) + x * 0.3989422804014327f * vec_gauss(x)))         \
+    A(silu, x * vec_sigmoid(x), dy * vec_sigmoid(x) * (1.0f + x * (1.0f - vec_sigmoid(x))))                   \
+    A(hard_swish, x * hard_gate(x), where(x <= -3.0f, splat(0), where(x < 3.0f, dy * (x / 3.0f + 0.5f), dy)))
+
+/* min(max(x + 3, 0), 6) / 6 */
+INLINE vec hard_gate(vec x)
+{
+    const vec gate = where(x <= -3.0f, splat(0), x + 3.0f);
+    return where(gate > 6.0f, splat(6), gate) / 6.0f;
+}
+
+#define ACTIVATION_FUNCTIONS(name, forward, backward)                                                         \
+    static void name##_forward(float *y, const float *from, int64_t size, float alpha)                        \
+    {                                                                                                         \
+        (void)alpha;                                                                                          \
+        for (int64_t i = 0; i < size; i += VL) {                                                              \
+            const vec x = load_n(from + i, size - i);                                                         \
+            store_n(y + i, forward, size - i);                                                                \
+        }                                                                                                     \
+    }                                                                                                         \
+    static void name##_backward(float *dx, const float *gradient, const float *from, int64_t size, float alpha) \
+    {                                                                                                         \
+        (void)alpha;                                                                                          \
+        for (int64_t i = 0; i < size; i += VL) {                                                              \
+            const vec x = load_n(from + i, size - i), dy = load_n(gradient + i, size - i);                    \
+            store_n(dx + i, backward, size - i);                                                              \
+        }                                                                                                     \
+    }
+ACTIVATIONS(ACTIVATION_FUNCTIONS)
+
+#define ACTIVATION_ENTRY(name, forward, backward) { name##_forward, name##_backward },
+static const struct {
+    void (*forward)(float *y, const float *x, int64_t size, float alpha);
+    void (*backward)(float *dx, const float *dy, const float *x, int64_t size, float alpha);
+} activation_functions[] = { ACTIVATIONS(ACTIVATION_ENTRY) };
+
+/* y, x */
+static void activation(const void *desc, void *const *args)
+{
+    const pycnn_elementwise *d = desc;
+    float *y = args[0];
+    const float *x = args[1];
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < d->size; i += ELEMENT_BLOCK)
+        activation_functions[d->kind].forward(y + i, x + i, MIN(ELEMENT_BLOCK, d->size - i), d->alpha);
+}
+
+/* dx, dy, x */
+static void activation_backward(const void *desc, void *const *args)
+{
+    const pycnn_elementwise *d = desc;
+    float *dx = args[0];
+    const float *dy = args[1], *x = args[2];
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < d->size; i += ELEMENT_BLOCK)
+        activation_functions[d->kind].backward(dx + i, dy + i, x + i, MIN(ELEMENT_BLOCK, d->size - i), d->alpha);
+}
+
+/* y, a, b; y may be a or b */
+static void add(const void *desc, void *const *args)
+{
+    const pycnn_elementwise *d = desc;
+    float *y = args[0];
+    const float *a = args[1], *b = args[2];
+#pragma omp for schedule(static)
+    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
+        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL)
+            store_n(y + i, load_n(a + i, d->size - i) + load_n(b + i, d->size - i), d->size - i);
+}
+
+/* Philox-4x32-10 (Salmon, Moraes, Dror and Shaw 2011): ten rounds of two 32 x 32 -> 64 bit products. */
+static void philox(uint32_t word[4], uint32_t key0, uint32_t key1)
+{
+    for (int round = 0; round < 10; round++, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) {
+        const uint64_t a = (uint64_t)0xD2511F53u * word[0], b = (uint64_t)0xCD9E8D57u * word[2];
+        const uint32_t next[4] = { (uint32_t)(b >> 32) ^ word[1] ^ key0, (uint32_t)b,
+                                   (uint32_t)(a >> 32) ^ word[3] ^ key1, (uint32_t)a };
+        memcpy(word, next, sizeof next);
+    }
+}
+
+/* y, x, state (int64: seed, step). Element i, counted in (N, C, H, W) order, uses word i % 4 of the block
+ * whose counter is (i / 4 in two words, step, entry); backward draws the same words again. */
+static void dropout(const void *desc, void *const *args)
+{
+    const pycnn_dropout *d = desc;
+    float *y = args[0];
+    const float *x = args[1];
+    const int64_t *state = args[2];
+    const uint64_t seed = (uint64_t)state[0];
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < d->n * d->h; row++)
+        for (int64_t c = 0; c < d->c; c++) {
+            uint64_t i = (uint64_t)((row / d->h * d->c + c) * d->h + row % d->h) * (uint64_t)d->w, drawn = UINT64_MAX;
+            uint32_t word[4];
+            for (int64_t w = 0; w < d->w; w++, i++) {
+                const int64_t at = (row * d->w + w) * d->c + c;
+                if (i / 4 != drawn) {
+                    drawn = i / 4;
+                    word[0] = (uint32_t)drawn;
+                    word[1] = (uint32_t)(drawn >> 32);
+                    word[2] = (uint32_t)state[1];
+                    word[3] = (uint32_t)d->entry;
+                    philox(word, (uint32_t)seed, (uint32_t)(seed >> 32));
+                }
+                y[at] = word[i % 4] >= (uint64_t)d->threshold ? x[at] * d->scale : 0.0f;
+            }
+        }
+}

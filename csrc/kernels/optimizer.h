@@ -1,0 +1,95 @@
+/* Updates of weights in one pass over memory each.
+ *
+ * What changes from step to step comes in `state`: 0 learning rate, 1 factor of the gradient (clipping by
+ * norm), 2 and 3 Adam's 1 - beta1^t and sqrt(1 - beta2^t). */
+
+enum { LEARNING_RATE, GRADIENT_FACTOR, CORRECTION_1, CORRECTION_2 };
+
+/* The gradient after clipping, plus the weight decay. */
+INLINE vec used_gradient(const pycnn_update *d, const float *state, const float *g, vec w, int64_t n)
+{
+    vec gradient = load_n(g, n) * state[GRADIENT_FACTOR];
+    const vec limit = splat(d->clip_value);
+    gradient = where(gradient > limit, limit, where(gradient < -limit, -limit, gradient));
+    return gradient + d->weight_decay * w;
+}
+
+/* w, velocity or NULL, gradient, state.
+ * velocity = momentum velocity + g;  w -= lr velocity, or with Nesterov lr (g + momentum velocity). */
+static void sgd(const void *desc, void *const *args)
+{
+    const pycnn_update *d = desc;
+    float *weights = args[0], *velocities = args[1];
+    const float *gradients = args[2], *state = args[3], rate = state[LEARNING_RATE];
+#pragma omp for schedule(static)
+    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
+        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
+            const int64_t n = d->size - i;
+            const vec w = load_n(weights + i, n);
+            vec step = used_gradient(d, state, gradients + i, w, n);
+            if (velocities) {
+                const vec v = d->momentum * load_n(velocities + i, n) + step;
+                store_n(velocities + i, v, n);
+                step = d->nesterov ? step + d->momentum * v : v;
+            }
+            store_n(weights + i, w - rate * step, n);
+        }
+}
+
+INLINE vec vec_sqrt(vec v)
+{
+    for (int i = 0; i < VL; i++)
+        v[i] = sqrtf(v[i]);
+    return v;
+}
+
+/* w, first moment, second moment, gradient, state (Kingma and Ba 2015, algorithm 1). */
+static void adam(const void *desc, void *const *args)
+{
+    const pycnn_update *d = desc;
+    float *weights = args[0], *first = args[1], *second = args[2];
+    const float *gradients = args[3], *state = args[4];
+    const float rate = state[LEARNING_RATE] / state[CORRECTION_1], root = state[CORRECTION_2];
+#pragma omp for schedule(static)
+    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
+        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
+            const int64_t n = d->size - i;
+            const vec w = load_n(weights + i, n), g = used_gradient(d, state, gradients + i, w, n);
+            const vec m = d->beta1 * load_n(first + i, n) + (1.0f - d->beta1) * g;
+            const vec v = d->beta2 * load_n(second + i, n) + (1.0f - d->beta2) * g * g;
+            store_n(first + i, m, n);
+            store_n(second + i, v, n);
+            store_n(weights + i, w - rate * m / (vec_sqrt(v) / root + d->eps), n);
+        }
+}
+
+enum { NORM_BLOCKS = 64 };
+
+static int64_t gradient_norm_workspace(const void *desc, int64_t threads)
+{
+    (void)desc;
+    (void)threads;
+    return NORM_BLOCKS * (int64_t)sizeof(double);
+}
+
+/* total (double; kind 1 adds to it), gradient: the sum of squares, in a fixed number of parts. */
+static void gradient_norm(const void *desc, void *const *args)
+{
+    const pycnn_elementwise *d = desc;
+    double *total = args[0], *partials = args[2];
+    const float *g = args[1];
+#pragma omp for schedule(static)
+    for (int64_t part = 0; part < NORM_BLOCKS; part++) {
+        double sum = 0;
+        for (int64_t i = part_start(d->size, part, NORM_BLOCKS); i < part_start(d->size, part + 1, NORM_BLOCKS); i++)
+            sum += (double)g[i] * g[i];
+        partials[part] = sum;
+    }
+#pragma omp single
+    {
+        double sum = d->kind ? *total : 0;
+        for (int64_t part = 0; part < NORM_BLOCKS; part++)
+            sum += partials[part];
+        *total = sum;
+    }
+}

@@ -1,0 +1,19 @@
+/* The machine's peak: TILE_ROWS x 2 independent multiply-adds in registers, no memory. */
+
+static double fma_loop(int64_t iterations)
+{
+    vec acc[TILE_ROWS][2], a = splat(0.999f), b = splat(1e-3f);
+    UNROLL for (int i = 0; i < TILE_ROWS; i++)
+        UNROLL for (int j = 0; j < 2; j++)
+            acc[i][j] = splat((float)(2 * i + j));
+    for (int64_t n = 0; n < iterations; n++)
+        UNROLL for (int i = 0; i < TILE_ROWS; i++)
+            UNROLL for (int j = 0; j < 2; j++)
+                acc[i][j] = acc[i][j] * a + b;
+    vec sum = splat(0);
+    for (int i = 0; i < TILE_ROWS; i++)
+        sum += acc[i][0] + acc[i][1];
+    volatile float keep = lane_sum(sum);
+    (void)keep;
+    return 2.0 * TILE_ROWS * 2 * VL * (double)iterations;
+}

@@ -1,0 +1,275 @@
+/* One engine for convolution, its backward-data, GEMM and dense layers: rows found through taps, times weights.
+ *
+ *     out[pixel][column] = alpha * sum over taps, l: in[position(pixel, tap)][l] * w[tap][l][column]
+ *                          + beta * out[pixel][column] + bias[column]
+ *
+ * Along an axis, a forward convolution reads position o * stride + t * dilation - pad of its input. Its
+ * backward-data reads, for each o of dx, the position (o + pad - t * dilation) / stride of dy, where that
+ * divides: the taps that do are the same for all o of one remainder (phase) modulo the stride, so the outputs
+ * are made phase by phase and no product with an inserted zero is ever done (the sub-pixel decomposition).
+ *
+ *     pack w into panels [group][panel][tap][l][2 vectors]                          shared, once a call
+ *     for each phase, group, block of pixel tiles, group of panels:                 shared among threads
+ *         find the rows of each tile and tap
+ *         for each chunk of l:                                                      restarts the running sums
+ *             for each panel, for each tile: the micro-kernel                       panel in L2, rows in L1
+ *
+ * Every output is made by one task in a fixed order, so its bits do not depend on the threads. */
+
+typedef struct { int64_t in, out, taps, stride, dilation, pad; int backward; } axis;
+
+typedef struct {
+    int64_t images, groups;
+    int64_t len, columns;            /* of a group: channels summed over, channels made */
+    axis v, h;                       /* vertical, horizontal */
+    const float *in;
+    int64_t in_pixel, in_channel;    /* floats from pixel to pixel, from channel to channel */
+    float *out;
+    int64_t out_pixel;
+    const float *w;                  /* tap t, l, column of group g: t * w_tap + l / inner * w_outer + ... */
+    int64_t w_tap, inner, w_outer, w_inner, w_column, w_group;   /* ... + l % inner * w_inner + column * w_column */
+    const float *bias;
+    float alpha, beta;
+} product;
+
+enum { BLOCK_TILES = 8, GROUP_PANELS = 8, PACK_STRIP = 16, WANTED_TASKS = 16, PANEL = 2 * VL, ROW_GAP = 16 };
+
+INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
+INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - panel * PANEL > VL ? 2 : 1; }
+
+/* l is summed in chunks: a panel's part stays in L2, and short running sums keep the rounding error low. */
+INLINE int64_t chunk_length(int64_t taps) { return MIN(256, MAX(16, 576 / taps / 16 * 16)); }
+INLINE int64_t block_tiles(int64_t taps) { return MAX(1, MIN(BLOCK_TILES, 128 / taps)); }
+INLINE int64_t product_taps(const product *p) { return p->v.taps * p->h.taps; }
+
+/* With one tap the rows are copied side by side: rows a power of two apart would share few cache sets. */
+INLINE int copies_rows(const product *p) { return product_taps(p) == 1 && (p->in_channel != 1 || p->in_pixel >= 512); }
+
+typedef struct {
+    int64_t packed, zeros, shared;               /* floats */
+    int64_t tables, axes, rows, per_thread;      /* bytes */
+} product_space;
+
+static product_space product_layout(const product *p)
+{
+    const int64_t taps = product_taps(p), tiles = block_tiles(taps);
+    product_space s;
+    s.packed = p->groups * panels(p->columns) * taps * p->len * PANEL;
+    s.zeros = line_floats(p->len);
+    s.shared = line_floats(s.packed) + s.zeros;
+    s.tables = tiles * taps * (int64_t)sizeof(tile_tap);
+    s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t);
+    s.rows = copies_rows(p) ? tiles * TILE_ROWS * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
+    s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + 64;
+    return s;
+}
+
+static int64_t product_workspace(const product *p, int64_t threads)
+{
+    product_space s = product_layout(p);
+    return s.shared * (int64_t)sizeof(float) + threads * s.per_thread;
+}
+
+/* Strip by strip of l, so that what is written stays in L1 whichever stride of w is the short one. */
+static void pack_panel_strip(const product *p, int64_t group, int64_t panel, int64_t l0, int64_t l1, float *to)
+{
+    const int64_t taps = product_taps(p), width = panel_vectors(p->columns, panel) * VL;
+    const int64_t columns = MIN(width, p->columns - panel * PANEL);
+    const float *from = p->w + group * p->w_group + panel * PANEL * p->w_column;
+    if (columns < width || p->w_column != 1)
+        for (int64_t t = 0; t < taps; t++)
+            memset(to + (t * p->len + l0) * width, 0, sizeof(float) * (size_t)((l1 - l0) * width));
+    if (p->w_column == 1) {
+        for (int64_t t = 0; t < taps; t++)
+            for (int64_t l = l0; l < l1; l++)
+                memcpy(to + (t * p->len + l) * width,
+                       from + t * p->w_tap + l / p->inner * p->w_outer + l % p->inner * p->w_inner,
+                       sizeof(float) * (size_t)columns);
+        return;
+    }
+    for (int64_t k = 0; k < columns; k++)
+        for (int64_t l = l0; l < l1; l++) {
+            const float *w = from + k * p->w_column + l / p->inner * p->w_outer + l % p->inner * p->w_inner;
+            for (int64_t t = 0; t < taps; t++)
+                to[(t * p->len + l) * width + k] = w[t * p->w_tap];
+        }
+}
+
+static void pack_weights(const product *p, float *packed, float *zeros)
+{
+    const int64_t all = p->groups * panels(p->columns), strips = ceil_div(p->len, PACK_STRIP);
+    const int64_t panel_floats = product_taps(p) * p->len * PANEL;
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < all * strips + 1; task++) {
+        if (task == all * strips) {
+            memset(zeros, 0, sizeof(float) * (size_t)p->len);
+            continue;
+        }
+        const int64_t which = task / strips, l0 = task % strips * PACK_STRIP;
+        pack_panel_strip(p, which / panels(p->columns), which % panels(p->columns), l0,
+                         MIN(p->len, l0 + PACK_STRIP), packed + which * panel_floats);
+    }
+}
+
+/* One phase of an axis: outputs first + i * step read position i * in_step + offset[j] under tap tap[j]. */
+typedef struct { int64_t first, step, count, in_step, taps, *tap, *offset; } phase;
+
+static phase axis_phase(const axis *a, int64_t first, int64_t *space)
+{
+    phase f = { .first = first, .tap = space, .offset = space + a->taps };
+    f.step = a->backward ? a->stride : 1;
+    f.in_step = a->backward ? 1 : a->stride;
+    f.count = first < a->out ? ceil_div(a->out - first, f.step) : 0;
+    for (int64_t t = 0; t < a->taps; t++) {
+        const int64_t distance = t * a->dilation - a->pad;
+        if (a->backward && (first - distance) % a->stride != 0)
+            continue;
+        f.tap[f.taps] = t;
+        f.offset[f.taps++] = a->backward ? (first - distance) / a->stride : distance;
+    }
+    return f;
+}
+
+/* A task: some pixels of a phase, in tiles, by some panels of a group. */
+typedef struct {
+    const product *p;
+    phase v, h;
+    int64_t group, first_pixel, pixels, tiles, first_panel, last_panel;
+    const float *packed, *zeros;     /* the group's panels; what stands for padding */
+    tile_tap *tables;
+    float *rows;
+} block;
+
+INLINE int inside(int64_t position, int64_t size) { return position >= 0 && position < size; }
+INLINE int64_t tile_rows(const block *b, int64_t t)
+{
+    return part_start(b->pixels, t + 1, b->tiles) - part_start(b->pixels, t, b->tiles);
+}
+
+/* Fills the table of tile t, taps that are all padding left out, and where its rows of `out` begin; returns
+ * the number of taps. */
+static int64_t find_rows(const block *b, int64_t t, tile_tap *table, float **y)
+{
+    const product *p = b->p;
+    const int64_t rows = tile_rows(b, t);
+    const float *image[TILE_ROWS];
+    int64_t row[TILE_ROWS], column[TILE_ROWS], used = 0;
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t pixel = b->first_pixel + part_start(b->pixels, t, b->tiles) + i;
+        const int64_t n = pixel / (b->v.count * b->h.count);
+        const int64_t oh = pixel / b->h.count % b->v.count, ow = pixel % b->h.count;
+        image[i] = p->in + n * p->v.in * p->h.in * p->in_pixel + b->group * p->len * p->in_channel;
+        row[i] = oh * b->v.in_step;
+        column[i] = ow * b->h.in_step;
+        y[i] = p->out + b->group * p->columns +
+               ((n * p->v.out + b->v.first + oh * b->v.step) * p->h.out + b->h.first + ow * b->h.step) * p->out_pixel;
+    }
+    for (int64_t r = 0; r < b->v.taps; r++)
+        for (int64_t s = 0; s < b->h.taps; s++) {
+            int any = 0;
+            for (int64_t i = 0; i < rows; i++) {
+                const int64_t ih = row[i] + b->v.offset[r], iw = column[i] + b->h.offset[s];
+                const int valid = inside(ih, p->v.in) && inside(iw, p->h.in);
+                table[used].x[i] = valid ? image[i] + (ih * p->h.in + iw) * p->in_pixel : b->zeros;
+                any |= valid;
+            }
+            table[used].w_row = (b->v.tap[r] * p->h.taps + b->h.tap[s]) * p->len;
+            used += any;
+        }
+    return used;
+}
+
+/* Copies l0..l1 of a tile's rows side by side, to where the copy's one tap then points. */
+static void copy_rows(const block *b, const tile_tap *tap, int64_t rows, int64_t l0, int64_t l1, tile_tap *copy)
+{
+    const int64_t step = b->p->in_channel;
+    for (int64_t i = 0; i < rows; i++) {
+        float *to = (float *)copy->x[i];
+        if (tap->x[i] == b->zeros)
+            memset(to, 0, sizeof(float) * (size_t)(l1 - l0));
+        else if (step == 1)
+            memcpy(to, tap->x[i] + l0, sizeof(float) * (size_t)(l1 - l0));
+        else
+            for (int64_t l = l0; l < l1; l++)
+                to[l - l0] = tap->x[i][l * step];
+    }
+}
+
+static void run_block(const block *b)
+{
+    const product *p = b->p;
+    const int64_t taps = product_taps(p), chunk = chunk_length(taps);
+    const int copies = copies_rows(p);
+    int64_t used[BLOCK_TILES];
+    float *y[BLOCK_TILES][TILE_ROWS];
+    tile_tap copied[BLOCK_TILES] = { 0 };
+    for (int64_t t = 0; t < b->tiles; t++) {
+        used[t] = find_rows(b, t, b->tables + t * taps, y[t]);
+        for (int64_t i = 0; copies && i < TILE_ROWS; i++)
+            copied[t].x[i] = b->rows + (t * TILE_ROWS + i) * (chunk + ROW_GAP);
+    }
+    for (int64_t l0 = 0; l0 < p->len; l0 += chunk) {
+        const tile_range range = { copies ? 0 : l0, l0, MIN(chunk, p->len - l0) };
+        for (int64_t t = 0; copies && t < b->tiles; t++)
+            if (used[t])
+                copy_rows(b, b->tables + t, tile_rows(b, t), l0, l0 + range.len, copied + t);
+        for (int64_t panel = b->first_panel; panel < b->last_panel; panel++) {
+            const tile_function *functions = tile_functions[panel_vectors(p->columns, panel) - 1];
+            for (int64_t t = 0; t < b->tiles; t++) {
+                float *to[TILE_ROWS];
+                const int64_t rows = tile_rows(b, t);
+                for (int64_t i = 0; i < rows; i++)
+                    to[i] = y[t][i] + panel * PANEL;
+                const float *bias = p->bias ? p->bias + b->group * p->columns + panel * PANEL : NULL;
+                const tile_store out = { to, MIN(PANEL, p->columns - panel * PANEL), l0 ? NULL : bias, p->alpha,
+                                         l0 ? 1 : p->beta };
+                functions[rows - 1](used[t], copies ? copied + t : b->tables + t * taps,
+                                    b->packed + panel * taps * p->len * PANEL, &range, &out);
+            }
+        }
+    }
+}
+
+/* The tasks of one phase; the caller's barrier ends it. */
+static void run_phase(block b, float *packed)
+{
+    const product *p = b.p;
+    const int64_t pixels = p->images * b.v.count * b.h.count, all = panels(p->columns);
+    const int64_t pixels_at_once = block_tiles(product_taps(p)) * TILE_ROWS, blocks = ceil_div(pixels, pixels_at_once);
+    if (pixels == 0)
+        return;
+    const int64_t wanted = ceil_div(WANTED_TASKS, blocks * p->groups);
+    const int64_t panel_groups = MIN(all, MAX(wanted, ceil_div(all, GROUP_PANELS)));
+    const int64_t panel_floats = product_taps(p) * p->len * PANEL;
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t task = 0; task < p->groups * blocks * panel_groups; task++) {
+        const int64_t part = task % panel_groups, place = task / panel_groups % blocks;
+        b.group = task / panel_groups / blocks;
+        b.first_panel = part_start(all, part, panel_groups);
+        b.last_panel = part_start(all, part + 1, panel_groups);
+        b.first_pixel = part_start(pixels, place, blocks);
+        b.pixels = part_start(pixels, place + 1, blocks) - b.first_pixel;
+        b.tiles = ceil_div(b.pixels, TILE_ROWS);
+        b.packed = packed + b.group * all * panel_floats;
+        run_block(&b);
+    }
+}
+
+static void product_run(const product *p, void *workspace)
+{
+    const product_space space = product_layout(p);
+    float *packed = workspace, *zeros = packed + line_floats(space.packed);
+    char *own = (char *)(packed + space.shared) + omp_get_thread_num() * space.per_thread;
+    int64_t *axes = (int64_t *)(own + round_up(space.tables, 64));
+    block b = { .p = p, .zeros = zeros, .tables = (tile_tap *)own };
+    b.rows = (float *)((char *)axes + round_up(space.axes, 64));
+    pack_weights(p, packed, zeros);
+    const int64_t phases_v = p->v.backward ? p->v.stride : 1, phases_h = p->h.backward ? p->h.stride : 1;
+    for (int64_t v = 0; v < MIN(phases_v, p->v.out); v++)
+        for (int64_t h = 0; h < MIN(phases_h, p->h.out); h++) {
+            b.v = axis_phase(&p->v, v, axes);
+            b.h = axis_phase(&p->h, h, axes + 2 * p->v.taps);
+            run_phase(b, packed);
+        }
+#pragma omp barrier
+}

@@ -1,0 +1,12 @@
+/* What the kernels need of the system, included before any target pragma. */
+#include "../pycnn.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static inline int omp_get_thread_num(void) { return 0; }
+#endif

@@ -1,0 +1,92 @@
+/* Vectors of VL floats over GNU vector extensions: the macros and functions all kernels are written with. */
+
+typedef float vec __attribute__((vector_size(VEC_BYTES)));
+typedef int32_t ivec __attribute__((vector_size(VEC_BYTES)));
+typedef uint32_t uvec __attribute__((vector_size(VEC_BYTES)));
+typedef float vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
+typedef int32_t ivec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
+
+enum { VL = VEC_BYTES / 4 };
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 32")
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+INLINE vec load(const float *p) { return *(const vec_anywhere *)p; }
+INLINE void store(float *p, vec v) { *(vec_anywhere *)p = v; }
+INLINE ivec load_int(const int32_t *p) { return *(const ivec_anywhere *)p; }
+INLINE void store_int(int32_t *p, ivec v) { *(ivec_anywhere *)p = v; }
+
+/* x - 0 is x to the bit, which x + 0 is not for -0. */
+INLINE vec splat(float x) { return x - (vec){ 0 }; }
+INLINE ivec splat_int(int32_t x) { return x - (ivec){ 0 }; }
+
+#ifndef LOAD_PART
+INLINE vec load_part_(const float *p, int64_t n)
+{
+    vec v = { 0 };
+    for (int64_t i = 0; i < n; i++)
+        v[i] = p[i];
+    return v;
+}
+INLINE void store_part_(float *p, vec v, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        p[i] = v[i];
+}
+#define LOAD_PART(p, n) load_part_(p, n)
+#define STORE_PART(p, v, n) store_part_(p, v, n)
+#endif
+
+/* The first n lanes (the others zero); n may be VL or more. */
+INLINE vec load_n(const float *p, int64_t n) { return n >= VL ? load(p) : LOAD_PART(p, n); }
+INLINE void store_n(float *p, vec v, int64_t n)
+{
+    if (n >= VL)
+        store(p, v);
+    else
+        STORE_PART(p, v, n);
+}
+INLINE void store_int_n(int32_t *p, ivec v, int64_t n)
+{
+    if (n >= VL)
+        store_int(p, v);
+    else
+        for (int64_t i = 0; i < n; i++)
+            p[i] = v[i];
+}
+INLINE ivec load_int_n(const int32_t *p, int64_t n)
+{
+    if (n >= VL)
+        return load_int(p);
+    ivec v = { 0 };
+    for (int64_t i = 0; i < n; i++)
+        v[i] = p[i];
+    return v;
+}
+
+/* Comparisons give lanes of all ones or all zeros. */
+INLINE vec where(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
+INLINE ivec where_int(ivec mask, ivec a, ivec b) { return (mask & a) | (~mask & b); }
+INLINE vec vec_max(vec a, vec b) { return where(a > b, a, b); }
+
+/* A fixed order: the lanes from the first to the last. */
+INLINE float lane_sum(vec v)
+{
+    float sum = 0;
+    for (int i = 0; i < VL; i++)
+        sum += v[i];
+    return sum;
+}
+
+/* floor(a / b) for b > 0, also below zero. */
+INLINE int64_t floor_div(int64_t a, int64_t b) { return (a >= 0 ? a : a - b + 1) / b; }
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
+INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+/* Sizes of workspace parts are kept at multiples of a cache line. */
+INLINE int64_t line_floats(int64_t floats) { return round_up(floats, 16); }
+
+/* Where part i of n begins when `total` is cut into n even parts. */
+INLINE int64_t part_start(int64_t total, int64_t i, int64_t n) { return total / n * i + MIN(i, total % n); }

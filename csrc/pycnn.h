@@ -1,0 +1,113 @@
+/* The C interface. What stands between the two cffi marks is also read by cffi, which takes no
+ * preprocessor lines. All sizes are in elements and all offsets in bytes; pointers are to float32
+ * unless a kernel says otherwise. Images are channels-last (N, H, W, C) everywhere in C. */
+#ifndef PYCNN_H
+#define PYCNN_H
+
+#include <stdint.h>
+
+/* cffi: begin */
+
+/* An argument of a call: an offset into one of the blocks that a run is given; base -1 is NULL. */
+typedef struct { int64_t base; int64_t offset; } pycnn_ref;
+
+/* One entry of a plan. Arguments: outputs, inputs, then the workspace where the kernel has one. */
+typedef struct {
+    int64_t kernel;
+    int64_t arguments;
+    const void *desc;
+    pycnn_ref args[10];
+} pycnn_call;
+
+/* Convolution. Element (tap, c, k) of the weights lies at tap * w_tap + c * w_c + k * w_k, where
+ * tap = r * S + s and c counts within a group. */
+typedef struct {
+    int64_t n, c, h, w, k, r, s, oh, ow;
+    int64_t stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right;
+    int64_t dilation_h, dilation_w, groups;
+    int64_t w_tap, w_c, w_k;
+} pycnn_conv2d;
+
+typedef struct {
+    int64_t n, c, h, w, r, s, oh, ow;
+    int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+    int64_t count_include_pad;
+} pycnn_pool2d;
+
+/* c (m, n) = alpha * a b + beta * c + bias; element (i, p) of a lies at i * a_row + p * a_col, etc. */
+typedef struct {
+    int64_t m, n, k;
+    int64_t a_row, a_col, b_row, b_col;
+    float alpha, beta;
+} pycnn_gemm;
+
+/* Rows by columns: matrices, or pixels by channels. */
+typedef struct { int64_t rows, columns; } pycnn_matrix;
+
+/* n matrices of rows by columns, each to be transposed. */
+typedef struct { int64_t n, rows, columns; } pycnn_transpose;
+
+/* Rows by channels; training takes the statistics of the batch, otherwise the running ones. */
+typedef struct {
+    int64_t rows, columns, training;
+    float eps, momentum;
+} pycnn_batch_norm;
+
+/* Element-wise; `kind` picks the activation, in the order of elementwise.h. */
+typedef struct {
+    int64_t size, kind;
+    float alpha;
+} pycnn_elementwise;
+
+/* Dropout of (n, h, w, c): an element is kept, times scale, where its random word >= threshold. */
+typedef struct {
+    int64_t n, h, w, c;
+    int64_t entry, threshold;
+    float scale;
+} pycnn_dropout;
+
+/* The constants of an update; what changes from step to step comes through a pointer (optimizer.h). */
+typedef struct {
+    int64_t size, nesterov;
+    float momentum, beta1, beta2, eps, weight_decay, clip_value;
+} pycnn_update;
+
+int64_t pycnn_kernel_count(void);
+const char *pycnn_kernel_name(int64_t kernel);
+const char *pycnn_kernel_desc(int64_t kernel);
+int pycnn_kernel_has_workspace(int64_t kernel);
+int64_t pycnn_workspace(int64_t kernel, const void *desc, int64_t threads);
+
+int64_t pycnn_isa_count(void);
+const char *pycnn_isa_name(int64_t isa);
+int pycnn_isa_usable(int64_t isa);
+int pycnn_isa_select(int64_t isa);
+int64_t pycnn_isa_selected(void);
+int64_t pycnn_vector_bytes(void);
+
+const char *pycnn_compiler(void);
+int pycnn_has_openmp(void);
+int64_t pycnn_processors(void);
+void pycnn_run(const pycnn_call *calls, int64_t first, int64_t last, void *const *bases, int64_t threads);
+double pycnn_peak_gflops(int64_t threads, int64_t iterations);
+
+/* cffi: end */
+
+typedef struct {
+    void (*run)(const void *desc, void *const *args);
+    int64_t (*workspace)(const void *desc, int64_t threads);
+} pycnn_kernel;
+
+/* An instruction set's table: its kernels in the order of kernels.def, and its peak loop. */
+typedef struct {
+    const pycnn_kernel *kernels;
+    int64_t vector_bytes;
+    double (*fma_loop)(int64_t iterations);
+} pycnn_isa;
+
+#define PYCNN_ISA_TABLE_(name) pycnn_isa_##name
+#define PYCNN_ISA_TABLE(name) PYCNN_ISA_TABLE_(name)
+
+const pycnn_isa *pycnn_active(void);
+
+#endif

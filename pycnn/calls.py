@@ -1,0 +1,149 @@
+"""The kernel calls of each operation, on channels-last buffers; for `ops` and for lowered graphs alike.
+
+Each function appends to a plan what computes its outputs (first arguments) from its inputs. This is where a
+path is chosen for a shape.
+"""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from pycnn import shapes
+from pycnn.plan import Buffer, PlanBuilder
+
+Optional = Buffer | None
+
+# Strides of convolution weights in floats, as the C descriptor wants them.
+Strides = dict[str, int]
+
+
+def kcrs_strides(g: shapes.Conv2D) -> Strides:
+    """Of a contiguous (K, C/groups, R, S) array."""
+    taps = g.r * g.s
+    return {"w_tap": 1, "w_c": taps, "w_k": g.c // g.groups * taps}
+
+
+def rsck_strides(g: shapes.Conv2D) -> Strides:
+    """Of a contiguous (R, S, C/groups, K) array, as layers keep them."""
+    return {"w_tap": g.c // g.groups * g.k, "w_c": g.k, "w_k": 1}
+
+
+def _is_depthwise(g: shapes.Conv2D) -> bool:
+    return g.groups == g.c == g.k and g.groups > 1
+
+
+def _conv_work(g: shapes.Conv2D) -> int:
+    return math.prod(g.y_shape) * g.c // g.groups * g.r * g.s
+
+
+def conv2d(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buffer, w: Buffer, bias: Optional) -> None:
+    kernel = "depthwise" if _is_depthwise(g) else "conv2d"
+    b.call(kernel, [y, x, w, bias], _conv_work(g), **asdict(g), **strides)
+
+
+def conv2d_backward_data(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dy: Buffer, w: Buffer) -> None:
+    kernel = "depthwise_backward_data" if _is_depthwise(g) else "conv2d_backward_data"
+    b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides)
+
+
+def conv2d_backward_weights(
+    b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dw: Buffer, x: Buffer, dy: Buffer
+) -> None:
+    kernel = "depthwise_backward_weights" if _is_depthwise(g) else "conv2d_backward_weights"
+    b.call(kernel, [dw, x, dy], _conv_work(g), **asdict(g), **strides)
+
+
+def column_sums(b: PlanBuilder, rows: int, columns: int, out: Buffer, x: Buffer) -> None:
+    b.call("column_sums", [out, x], rows * columns, rows=rows, columns=columns)
+
+
+def gemm(
+    b: PlanBuilder,
+    m: int,
+    n: int,
+    k: int,
+    c: Buffer,
+    a: Buffer,
+    other: Buffer,
+    bias: Optional = None,
+    *,
+    trans_a: bool = False,
+    trans_b: bool = False,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+) -> None:
+    a_row, a_col = (1, m) if trans_a else (k, 1)
+    b_row, b_col = (1, k) if trans_b else (n, 1)
+    b.call(
+        "gemm", [c, a, other, bias], m * n * k,
+        m=m, n=n, k=k, a_row=a_row, a_col=a_col, b_row=b_row, b_col=b_col, alpha=alpha, beta=beta,
+    )  # fmt: skip
+
+
+def dense_backward_weights(
+    b: PlanBuilder, n: int, inputs: int, outputs: int, dw: Buffer, x: Buffer, dy: Buffer
+) -> None:
+    b.call("gemm_backward_weights", [dw, x, dy], n * inputs * outputs, m=n, n=outputs, k=inputs)
+
+
+def pool2d(b: PlanBuilder, kernel: str, g: shapes.Pool2D, args: list[Buffer]) -> None:
+    """`kernel` is a pooling of pool.h, forward or backward, with its arguments."""
+    b.call(kernel, args, math.prod(g.y_shape) * g.r * g.s, **asdict(g))
+
+
+def global_pool2d(b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: list[Buffer]) -> None:
+    n, c, h, w = shape
+    b.call(kernel, args, math.prod(shape), n=n, c=c, h=h, w=w)
+
+
+def transpose(b: PlanBuilder, n: int, rows: int, columns: int, out: Buffer, x: Buffer) -> None:
+    b.call("transpose", [out, x], n * rows * columns, n=n, rows=rows, columns=columns)
+
+
+def _elementwise(b: PlanBuilder, kernel: str, size: int, args: list[Optional], kind: int = 0, alpha: float = 0) -> None:
+    b.call(kernel, args, size, size=size, kind=kind, alpha=alpha)
+
+
+def copy(b: PlanBuilder, size: int, out: Buffer, x: Buffer) -> None:
+    _elementwise(b, "copy", size, [out, x])
+
+
+def zero(b: PlanBuilder, size: int, out: Buffer) -> None:
+    _elementwise(b, "zero", size, [out])
+
+
+def add(b: PlanBuilder, size: int, y: Buffer, first: Buffer, second: Buffer) -> None:
+    _elementwise(b, "add", size, [y, first, second])
+
+
+def activation(b: PlanBuilder, size: int, name: str, alpha: float, y: Buffer, x: Buffer) -> None:
+    _elementwise(b, "activation", size, [y, x], _kind(name), alpha)
+
+
+def activation_backward(b: PlanBuilder, size: int, name: str, alpha: float, dx: Buffer, dy: Buffer, x: Buffer) -> None:
+    _elementwise(b, "activation_backward", size, [dx, dy, x], _kind(name), alpha)
+
+
+def _kind(name: str) -> int:
+    return list(shapes.ACTIVATION_OPTIONS).index(name)
+
+
+def dropout(
+    b: PlanBuilder, shape: tuple[int, ...], rate: float, entry: int, y: Buffer, x: Buffer, state: Buffer
+) -> None:
+    """Forward and, with dy for x, backward; shape is (N, F) or (N, C, H, W)."""
+    n, c, h, w = shape if len(shape) == 4 else (shape[0], 1, 1, math.prod(shape[1:]))
+    b.call(
+        "dropout", [y, x, state], 8 * math.prod(shape),
+        n=n, c=c, h=h, w=w, entry=entry, threshold=math.floor(rate * 2**32), scale=1 / (1 - rate),
+    )  # fmt: skip
+
+
+def batch_norm(b: PlanBuilder, kernel: str, rows: int, columns: int, args: list[Buffer], **options: Any) -> None:
+    """`kernel` is batch_norm or batch_norm_backward; options: training, eps, momentum."""
+    b.call(kernel, args, 4 * rows * columns, rows=rows, columns=columns, **options)
+
+
+def by_rows(b: PlanBuilder, kernel: str, rows: int, columns: int, args: list[Optional]) -> None:
+    """A kernel of loss.h."""
+    b.call(kernel, args, 8 * rows * columns, rows=rows, columns=columns)

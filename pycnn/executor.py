@@ -1,0 +1,377 @@
+"""Runs graphs: by plans on the C kernels, or node by node on the reference.
+
+Both executors have the same methods, so that a model does not know which one runs it. `backend` chooses.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from pycnn import lowering, native, shapes
+from pycnn.graph import Graph, Value
+from pycnn.losses import Loss
+from pycnn.operators import Run
+from pycnn.optimizers import Updates
+from pycnn.plan import Arena, Binding, Plan, PlanBuilder
+from pycnn.reference import lists
+
+BACKENDS = ("c", "reference")
+CACHED_PLANS = 16
+_backend: ContextVar[str] = ContextVar("pycnn backend", default="c")
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """`with cnn.backend("reference"):` runs models and layers on the pure-Python reference; "c" on the kernels."""
+    if name not in BACKENDS:
+        raise ValueError(f"[backend] name must be one of {', '.join(BACKENDS)}, got {name!r}")
+    token = _backend.set(name)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+class Dropouts:
+    """The seed and step that dropout draws its words from."""
+
+    def __init__(self, seed: int | None = None):
+        self.state = np.zeros(2, np.int64)
+        self.reseed(seed)
+
+    def reseed(self, seed: int | None) -> None:
+        self.state[:] = np.random.SeedSequence(seed).generate_state(1, np.uint64).astype(np.int64)[0], 0
+
+    def advance(self) -> None:
+        self.state[1] = (self.state[1] + 1) % 2**32
+
+
+class NonFinite(Exception):
+    """A loss was NaN or infinite; `layer` is where the first such value came up."""
+
+    def __init__(self, layer: str, loss: float):
+        super().__init__(layer, loss)
+        self.layer, self.loss = layer, loss
+
+
+class Executor:
+    """Runs one graph: forward, scored, or as a training step. Arrays are (N, ...), labels as a loss made them."""
+
+    def __init__(self, graph: Graph, dropouts: Dropouts):
+        self.graph = graph
+        self.dropouts = dropouts
+
+    def predict(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Writes the output for x to y, a C-contiguous array."""
+        raise NotImplementedError
+
+    def evaluate(self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str) -> tuple[float, np.ndarray]:
+        """(mean loss, output), without learning."""
+        raise NotImplementedError
+
+    def train(
+        self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, updates: Updates, epoch: float
+    ) -> tuple[float, np.ndarray]:
+        """One step: (mean loss, output) before the update; NonFinite before anything has changed."""
+        raise NotImplementedError
+
+    def forward(self, x: np.ndarray, training: bool) -> np.ndarray:
+        """The output for x, keeping what `backward` needs."""
+        raise NotImplementedError
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        """dx for the last `forward`; the parameters' gradients are set."""
+        raise NotImplementedError
+
+    def _output(self, n: int) -> np.ndarray:
+        return np.empty((n, *self.graph.outputs[0].shape), np.float32)
+
+
+class PlanExecutor(Executor):
+    """Plans on the C kernels, one for each batch size and purpose, the latest kept."""
+
+    def __init__(self, graph: Graph, dropouts: Dropouts):
+        super().__init__(graph, dropouts)
+        self._plans: OrderedDict[tuple, Plan] = OrderedDict()
+        self._free: dict[tuple, list[Binding]] = {}
+        self._last: tuple[Binding, np.ndarray] | None = None
+        self._running = [
+            (p.memory, np.empty_like(p.memory))
+            for node in graph.nodes
+            for p in node.parameters.values()
+            if not p.learned
+        ]
+
+    def _plan(self, key: tuple, make: Callable[[], Plan]) -> tuple[tuple, Plan]:
+        key = (*key, native.get_num_threads())
+        if key not in self._plans:
+            self._plans[key] = make()
+            while len(self._plans) > CACHED_PLANS:
+                self._free.pop(self._plans.popitem(last=False)[0], None)
+        self._plans.move_to_end(key)
+        return key, self._plans[key]
+
+    @contextmanager
+    def _binding(self, key: tuple, make: Callable[[], Plan], extra: Callable[[], dict]) -> Iterator[Binding]:
+        """A binding of the plan that nobody else is using, with the parameters bound."""
+        key, plan = self._plan(key, make)
+        free = self._free.setdefault(key, [])
+        binding = free.pop() if free else self._bind(plan, extra())
+        yield binding
+        free.append(binding)
+
+    def _bind(self, plan: Plan, arrays: dict[str, np.ndarray], **more: np.ndarray) -> Binding:
+        arrays = {name: p.memory for name, p in self.graph.parameters().items()} | arrays | more
+        return plan.bind(arrays | {"dropout_state": self.dropouts.state}, Arena(plan.arena_bytes))
+
+    def predict(self, x: np.ndarray, y: np.ndarray) -> None:
+        x, last = shapes.layout(x)
+        options = lowering.Options(len(x), last)
+        make = lambda: lowering.inference_plan(self.graph, options)  # noqa: E731
+        with self._binding(("predict", options), make, dict) as binding:
+            binding.set("x", x)
+            binding.set("y", y)
+            binding.run()
+
+    def evaluate(self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str) -> tuple[float, np.ndarray]:
+        x, last = shapes.layout(x)
+        options = lowering.Options(len(x), last)
+        make = lambda: lowering.loss_plan(self.graph, options, loss, kind)  # noqa: E731
+        y, value = self._output(len(x)), np.empty(1, np.float32)
+        with self._binding(("evaluate", options, repr(loss), kind), make, dict) as binding:
+            for name, array in (("x", x), ("labels", labels), ("y", y), ("loss", value)):
+                binding.set(name, array)
+            binding.run()
+        return float(value[0]), y
+
+    def _lower_update(self, updates: Updates, norms: set[int], b: PlanBuilder, index: int, role: str) -> None:
+        node = self.graph.nodes[index]
+        parameter, which = node.parameters[role], updates.of(node.layer.name)
+        name = lowering.bound_name(index, role)
+        slots = [b.external(f"{name}.slot{i}") for i in range(len(updates.slots(node.layer.name, parameter)))]
+        gradient = b.external(lowering.gradient_name(index, role))
+        optimizer = updates.optimizers[which]
+        optimizer.lower(b, parameter.memory.size, b.external(name), slots, gradient, b.external(f"state{which}"))
+
+    def _lower_norm(self, updates: Updates, seen: set[int], b: PlanBuilder, index: int, role: str) -> None:
+        node = self.graph.nodes[index]
+        which = updates.of(node.layer.name)
+        if updates.optimizers[which].clip_norm is None:
+            return
+        gradient = b.external(lowering.gradient_name(index, role))
+        size = node.parameters[role].memory.size
+        b.call("gradient_norm", [b.external(f"norm{which}"), gradient], size, size=size, kind=int(which in seen))
+        seen.add(which)
+
+    def _training_arrays(self, updates: Updates) -> dict[str, np.ndarray]:
+        arrays = {f"state{i}": state for i, state in enumerate(updates.states)}
+        arrays |= {f"norm{i}": norm for i, norm in enumerate(updates.norms)}
+        for index, role in lowering.trained_parameters(self.graph):
+            node = self.graph.nodes[index]
+            parameter = node.parameters[role]
+            arrays[lowering.gradient_name(index, role)] = parameter.gradient
+            for i, slot in enumerate(updates.slots(node.layer.name, parameter)):
+                arrays[f"{lowering.bound_name(index, role)}.slot{i}"] = slot
+        return arrays
+
+    def train(
+        self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, updates: Updates, epoch: float
+    ) -> tuple[float, np.ndarray]:
+        x, last = shapes.layout(x)
+        options = lowering.Options(len(x), last, training=True)
+        make = lambda: lowering.loss_plan(  # noqa: E731
+            self.graph, options, loss, kind, (self._lower_norm, self._lower_update), updates
+        )
+        key = ("train", options, repr(loss), kind, id(updates), self._trainable())
+        y, value = self._output(len(x)), np.empty(1, np.float32)
+        with self._binding(key, make, lambda: self._training_arrays(updates)) as binding:
+            for name, array in (("x", x), ("labels", labels), ("y", y), ("loss", value)):
+                binding.set(name, array)
+            marks = binding.plan.marks
+            for running, kept in self._running:
+                np.copyto(kept, running)
+            binding.run(0, marks["backward"])
+            if not math.isfinite(value[0]):
+                for running, kept in self._running:
+                    np.copyto(running, kept)
+                raise NonFinite(self._first_non_finite(x, last), float(value[0]))
+            updates.begin(epoch)
+            binding.run(marks["backward"], marks["update"])
+            if updates.clips_norms():
+                updates.clip()
+            binding.run(marks["update"])
+        self.dropouts.advance()
+        return float(value[0]), y
+
+    def _trainable(self) -> tuple[bool, ...]:
+        return tuple(bool(node.trained) for node in self.graph.nodes)
+
+    def _first_non_finite(self, x: np.ndarray, last: bool) -> str:
+        """The layer whose output first holds a NaN or infinity, with the same dropout as the step."""
+        if not np.isfinite(x).all():
+            return "the input x"
+        plan = lowering.inference_plan(self.graph, lowering.Options(len(x), last, training=True), all_outputs=True)
+        outputs = [np.empty((len(x), *node.output.shape), np.float32) for node in self.graph.nodes]
+        arrays = {lowering.output_name(i): output for i, output in enumerate(outputs)}
+        self._bind(plan, arrays, x=x, y=self._output(len(x))).run()
+        for running, kept in self._running:
+            np.copyto(running, kept)
+        for node, output in zip(self.graph.nodes, outputs, strict=True):
+            if not np.isfinite(output).all():
+                return f"layer {node.layer.name!r}"
+        return "the loss itself"
+
+    def forward(self, x: np.ndarray, training: bool) -> np.ndarray:
+        x = np.array(x, order="K")  # kept for backward
+        memory, last = shapes.layout(x)
+        options = lowering.Options(len(x), last, training)
+        key, plan = self._plan(("layer", options, self._trainable()), lambda: lowering.layer_plan(self.graph, options))
+        gradients = {
+            lowering.gradient_name(i, role): self.graph.nodes[i].parameters[role].gradient
+            for i, role in lowering.trained_parameters(self.graph)
+        }
+        # The arena is this forward's own until the next one, so a backward finds its activations.
+        y = self._output(len(x))
+        if training:
+            self.dropouts.advance()
+        binding = self._bind(plan, gradients, x=memory, y=y)
+        binding.run(0, plan.marks["backward"])
+        self._last = binding, x
+        return y
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        binding, x = self._last
+        dx = np.empty(x.shape, np.float32)
+        binding.set("dy", np.ascontiguousarray(dy))
+        binding.set("dx", dx)
+        binding.run(binding.plan.marks["backward"])
+        return dx
+
+
+class ReferenceExecutor(Executor):
+    """Node by node on the pure-Python twins, with the same parameters."""
+
+    def __init__(self, graph: Graph, dropouts: Dropouts):
+        super().__init__(graph, dropouts)
+        self._last: tuple[list[Run], tuple[int, ...]] | None = None
+
+    def _run(self, x: np.ndarray, training: bool) -> tuple[dict[Value, Any], list[Run]]:
+        """Every value as nested lists, and each node's run; running statistics are left to `_keep_running`."""
+        values: dict[Value, Any] = {self.graph.inputs[0]: x.tolist()}
+        runs = []
+        seed, step = (int(v) for v in self.dropouts.state)
+        for index, node in enumerate(self.graph.nodes):
+            weights = {role: p.view.tolist() for role, p in node.parameters.items()}
+            run = Run(node, index, training, [values[v] for v in node.inputs], weights, seed % 2**64, step)
+            run.output = values[node.output] = node.operator.run(run)
+            runs.append(run)
+        return values, runs
+
+    def _keep_running(self, runs: list[Run]) -> None:
+        for run in runs:
+            for role, p in run.node.parameters.items():
+                if not p.learned:
+                    p.view[...] = run.weights[role]
+
+    def _back(self, runs: list[Run], value: Value, gradient: Any) -> dict[Value, Any]:
+        """Runs backward from one value's gradient, setting the parameters' gradients; what remains."""
+        gradients = {value: gradient}
+        for run in reversed(runs):
+            dy = gradients.pop(run.node.output, None)
+            if dy is None:
+                continue
+            dxs, of_parameters = run.node.operator.run_backward(run, dy)
+            for role, gradient in of_parameters.items():
+                if role in run.node.trained:
+                    run.node.parameters[role].gradient_view[...] = gradient
+            for v, dx in zip(run.node.inputs, dxs, strict=True):
+                total = lists.apply(lambda a, b: a + b, gradients[v], dx) if v in gradients else dx
+                gradients[v] = total
+        return gradients
+
+    def predict(self, x: np.ndarray, y: np.ndarray) -> None:
+        values, _ = self._run(x, False)
+        y[...] = values[self.graph.outputs[0]]
+
+    def evaluate(self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str) -> tuple[float, np.ndarray]:
+        values, _ = self._run(x, False)
+        value, _ = loss.run(values[loss.scored_value(self.graph)], labels.tolist())
+        return value, np.array(values[self.graph.outputs[0]], np.float32)
+
+    def train(
+        self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, updates: Updates, epoch: float
+    ) -> tuple[float, np.ndarray]:
+        values, runs = self._run(x, True)
+        scored = loss.scored_value(self.graph)
+        value, gradient = loss.run(values[scored], labels.tolist())
+        if not math.isfinite(value):
+            raise NonFinite(self._first_non_finite(x, values), value)
+        updates.begin(epoch)
+        self._keep_running(runs)
+        self._back(runs, scored, gradient)
+        self._update(updates, epoch)
+        self.dropouts.advance()
+        return value, np.array(values[self.graph.outputs[0]], np.float32)
+
+    def _update(self, updates: Updates, epoch: float) -> None:
+        trained = [self.graph.nodes[i] for i, _ in lowering.trained_parameters(self.graph)]
+        roles = [role for _, role in lowering.trained_parameters(self.graph)]
+        for norm in updates.norms:
+            norm[0] = 0
+        for node, role in zip(trained, roles, strict=True):
+            gradient = node.parameters[role].gradient.astype(np.float64)
+            updates.norms[updates.of(node.layer.name)][0] += float((gradient * gradient).sum())
+        for node, role in zip(trained, roles, strict=True):
+            which = updates.of(node.layer.name)
+            optimizer, parameter = updates.optimizers[which], node.parameters[role]
+            factor = optimizer.clip_factor(float(updates.norms[which][0]))
+            limit = math.inf if optimizer.clip_value is None else optimizer.clip_value
+            g = [min(max(v * factor, -limit), limit) for v in parameter.gradient.ravel().tolist()]
+            w = parameter.memory.ravel().tolist()
+            arrays = updates.slots(node.layer.name, parameter)
+            slots = [slot.ravel().tolist() for slot in arrays]
+            optimizer.update_list(w, g, slots, optimizer.lr_at(epoch), updates.step)
+            for array, values in ((parameter.memory, w), *zip(arrays, slots, strict=True)):
+                array[...] = np.reshape(values, array.shape)
+
+    def _first_non_finite(self, x: np.ndarray, values: dict[Value, Any]) -> str:
+        if not np.isfinite(x).all():
+            return "the input x"
+        for node in self.graph.nodes:
+            if not all(map(math.isfinite, lists.flatten(values[node.output]))):
+                return f"layer {node.layer.name!r}"
+        return "the loss itself"
+
+    def forward(self, x: np.ndarray, training: bool) -> np.ndarray:
+        if training:
+            self.dropouts.advance()
+        values, runs = self._run(x, training)
+        if training:
+            self._keep_running(runs)
+        self._last = runs, x.shape
+        return np.array(values[self.graph.outputs[0]], np.float32).reshape(self._output(len(x)).shape)
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        runs, shape = self._last
+        gradients = self._back(runs, self.graph.outputs[0], dy.tolist())
+        return np.array(gradients[self.graph.inputs[0]], np.float32).reshape(shape)
+
+
+class Executors:
+    """Both executors of a graph; `current` is the one that `backend` chose."""
+
+    def __init__(self, graph: Graph, dropouts: Dropouts):
+        self.graph = graph
+        self._made: dict[str, Executor] = {}
+        self._dropouts = dropouts
+
+    def current(self) -> Executor:
+        name = _backend.get()
+        if name not in self._made:
+            self._made[name] = (PlanExecutor if name == "c" else ReferenceExecutor)(self.graph, self._dropouts)
+        return self._made[name]

@@ -1,0 +1,105 @@
+"""The graph of a model: logical operations on named tensors, without a batch size.
+
+Layers emit nodes; lowering makes plans of a graph, and the reference executor runs it as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pycnn.layers.base import Layer
+    from pycnn.operators import Operator
+
+Shape = tuple[int, ...]
+
+
+class Parameter:
+    """An array of a layer that kernels read, with its gradient.
+
+    `memory` has the kernels' layout; `view` shows the same memory in the public one, which is `memory`
+    transposed by `axes` (convolution weights lie as R, S, C, K and are shown as K, C, R, S).
+    """
+
+    def __init__(self, name: str, value: np.ndarray, axes: tuple[int, ...] | None = None, learned: bool = True):
+        self.name = name
+        self.axes = axes or tuple(range(value.ndim))
+        self.memory = np.array(value.transpose(np.argsort(self.axes)), dtype=np.float32, order="C")
+        self.view = self.memory.transpose(self.axes)
+        self.learned = learned
+        self._gradient: np.ndarray | None = None
+
+    @property
+    def gradient(self) -> np.ndarray:
+        """The gradient's memory, in the kernels' layout; zeros before the first backward."""
+        if self._gradient is None:
+            self._gradient = np.zeros_like(self.memory)
+        return self._gradient
+
+    @property
+    def gradient_view(self) -> np.ndarray:
+        return self.gradient.transpose(self.axes)
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor between operations; `shape` is without the batch axis."""
+
+    shape: Shape
+
+
+@dataclass(eq=False)
+class Node:
+    """An operation with its inputs, its output and the parameters it reads."""
+
+    operator: "Operator"
+    inputs: list[Value]
+    output: Value
+    parameters: dict[str, Parameter]
+    layer: "Layer"
+
+    @property
+    def trained(self) -> dict[str, Parameter]:
+        """The parameters that training updates, by role."""
+        return {r: p for r, p in self.parameters.items() if p.learned} if self.layer.trainable else {}
+
+
+@dataclass(eq=False)
+class Graph:
+    """Nodes in an order in which they can run, from `inputs` to `outputs`."""
+
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+
+    def input(self, shape: Shape) -> Value:
+        self.inputs.append(Value(tuple(shape)))
+        return self.inputs[-1]
+
+    def add(
+        self,
+        operator: "Operator",
+        inputs: Sequence[Value],
+        layer: "Layer",
+        parameters: dict[str, Parameter],
+    ) -> Value:
+        """Appends an operation of a layer and returns its output."""
+        sizes = {name: p.view.shape for name, p in parameters.items()}
+        output = Value(operator.output_shape([v.shape for v in inputs], sizes))
+        self.nodes.append(Node(operator, list(inputs), output, parameters, layer))
+        return output
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Every parameter, by the name that plans bind it under."""
+        return {
+            bound_name(i, role): parameter
+            for i, node in enumerate(self.nodes)
+            for role, parameter in node.parameters.items()
+        }
+
+
+def bound_name(node: int, role: str) -> str:
+    """The name of a node's parameter among a plan's outside arrays."""
+    return f"{node}.{role}"

@@ -1,0 +1,184 @@
+"""From a graph to a plan for one batch size, in passes.
+
+Layout: images lie channels-last between all operations; they are transposed where a user's array enters or
+leaves. Forward: each operator appends its calls. Backward: in reverse order, the gradients of a value with
+several readers being added up. Memory: the builder places every buffer by its first and last use.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pycnn import calls
+from pycnn.graph import Graph, Shape, Value, bound_name
+from pycnn.operators import Lowering
+from pycnn.plan import Buffer, Plan, PlanBuilder
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a plan is made for besides its graph; part of the key it is kept under."""
+
+    n: int
+    channels_last: bool = False  # the memory of the input
+    training: bool = False
+
+
+def gradient_name(node: int, role: str) -> str:
+    return bound_name(node, role) + ".gradient"
+
+
+def output_name(node: int) -> str:
+    """The outside array that receives a node's output in a plan with `all_outputs`."""
+    return f"{node}.output"
+
+
+def _transposed(shape: Shape) -> bool:
+    """Whether an image of this shape lies differently in (C, H, W) and (H, W, C) order."""
+    return len(shape) == 3 and shape[0] > 1 and shape[1] * shape[2] > 1
+
+
+class GraphLowering:
+    """The state of lowering one graph: which buffer holds which value, and each node's context."""
+
+    def __init__(self, graph: Graph, options: Options, all_outputs: bool = False):
+        self.graph = graph
+        self.options = options
+        self.b = PlanBuilder()
+        self.buffers: dict[Value, Buffer] = {}
+        self.contexts: list[Lowering] = []
+        self._all_outputs = all_outputs
+
+    def size(self, value: Value) -> int:
+        return self.options.n * math.prod(value.shape)
+
+    def load(self, name: str, value: Value, channels_last: bool) -> Buffer:
+        """The outside array of this name, brought to channels-last order."""
+        given = self.b.external(name)
+        if channels_last or not _transposed(value.shape):
+            return given
+        c, h, w = value.shape
+        buffer = self.b.arena(self.size(value))
+        calls.transpose(self.b, self.options.n, c, h * w, buffer, given)
+        return buffer
+
+    def store(self, name: str, value: Value, buffer: Buffer) -> None:
+        """Brings a value to the outside array of this name, in (N, C, H, W) order."""
+        wanted = self.b.external(name)
+        if buffer is wanted:
+            return
+        if _transposed(value.shape):
+            c, h, w = value.shape
+            calls.transpose(self.b, self.options.n, h * w, c, wanted, buffer)
+        else:
+            calls.copy(self.b, self.size(value), wanted, buffer)
+
+    def forward(self) -> None:
+        (given,) = self.graph.inputs
+        self.buffers[given] = self.load("x", given, self.options.channels_last)
+        for index, node in enumerate(self.graph.nodes):
+            context = Lowering(
+                self.b,
+                self.options.n,
+                index,
+                node,
+                self.options.training,
+                [self.buffers[v] for v in node.inputs],
+                lambda shape: self.b.arena(self.options.n * math.prod(shape)),
+                {role: self.b.external(bound_name(index, role)) for role in node.parameters},
+            )
+            self.contexts.append(context)
+            context.output = self.buffers[node.output] = node.operator.lower(context)
+            if self._all_outputs:
+                self.store(output_name(index), node.output, context.output)
+
+    def _need_gradients(self, of_input: bool) -> set[Value]:
+        """The values on a path from a trained parameter (or from the input, if its gradient is wanted)."""
+        needed = set(self.graph.inputs) if of_input else set()
+        for node in self.graph.nodes:
+            if node.trained or any(v in needed for v in node.inputs):
+                needed.add(node.output)
+        return needed
+
+    def backward(self, value: Value, gradient: Buffer, of_input: bool) -> dict[Value, Buffer]:
+        """Appends backward calls from the gradient of one value on; the gradients that remain."""
+        needed = self._need_gradients(of_input)
+        gradients = {value: gradient}
+        for index, node in reversed(list(enumerate(self.graph.nodes))):
+            dy = gradients.pop(node.output, None)
+            if dy is None or node.output not in needed:
+                continue
+            c = self.contexts[index]
+            c.gradients = {role: self.b.external(gradient_name(index, role)) for role in node.trained}
+            c.wanted = [v in needed for v in node.inputs]
+            for v, dx in zip(node.inputs, node.operator.lower_backward(c, dy), strict=True):
+                if dx is not None and v in needed:
+                    gradients[v] = self._sum(v, gradients[v], dx) if v in gradients else dx
+        return gradients
+
+    def _sum(self, value: Value, first: Buffer, second: Buffer) -> Buffer:
+        total = self.b.arena(self.size(value))
+        calls.add(self.b, self.size(value), total, first, second)
+        return total
+
+
+def trained_parameters(graph: Graph) -> list[tuple[int, str]]:
+    """(node, role) of every parameter that training updates."""
+    return [(index, role) for index, node in enumerate(graph.nodes) for role in node.trained]
+
+
+def inference_plan(graph: Graph, options: Options, all_outputs: bool = False) -> Plan:
+    """Outside arrays: x, y and the parameters; with `all_outputs` one for each node's output as well."""
+    lowering = GraphLowering(graph, options, all_outputs)
+    lowering.forward()
+    (output,) = graph.outputs
+    lowering.store("y", output, lowering.buffers[output])
+    return lowering.b.finish()
+
+
+def layer_plan(graph: Graph, options: Options) -> Plan:
+    """Forward from x to y, mark "backward", then from dy to dx and the gradients of the parameters."""
+    lowering = GraphLowering(graph, options)
+    lowering.forward()
+    (given,), (output,) = graph.inputs, graph.outputs
+    lowering.store("y", output, lowering.buffers[output])
+    lowering.b.mark("backward")
+    dy = lowering.load("dy", output, False)
+    gradients = lowering.backward(output, dy, of_input=True)
+    lowering.store("dx", given, gradients[given])
+    return lowering.b.finish()
+
+
+def loss_plan(
+    graph: Graph,
+    options: Options,
+    loss: Any,
+    kind: str,
+    update_passes: tuple = (),
+    updates: Any = None,
+) -> Plan:
+    """Forward to y and the loss; with `update_passes`, mark "backward", the gradients, the first pass, mark
+    "update", the other passes.
+
+    `loss` is a loss of pycnn.losses, `kind` its kind of labels. A pass is a function (updates, set(), b, node, role)
+    that appends calls for one parameter: the norm of its gradient, its update. Outside arrays: x, y, labels, loss,
+    the parameters, their gradients and what the passes bind.
+    """
+    lowering = GraphLowering(graph, options)
+    lowering.forward()
+    b = lowering.b
+    (output,) = graph.outputs
+    lowering.store("y", output, lowering.buffers[output])
+    scored = loss.scored_value(graph)
+    gradient = b.arena(lowering.size(scored)) if update_passes else None
+    loss.lower(lowering, scored, kind, gradient)
+    if update_passes:
+        b.mark("backward")
+        lowering.backward(scored, gradient, of_input=False)
+        for update_pass in update_passes:
+            seen: set[int] = set()
+            for node, role in trained_parameters(graph):
+                update_pass(updates, seen, b, node, role)
+            if "update" not in b.marks:
+                b.mark("update")
+    return b.finish()

@@ -1,0 +1,603 @@
+"""Functions on NumPy arrays, each one the C kernel of the same name.
+
+Images are (N, C, H, W), float32. Contiguous arrays and channels-last ones (shape (N, C, H, W), memory order of
+NHWC) are taken without a copy, and the result has the layout of the first image argument. Other real arrays
+and nested lists are converted. Wrong arguments raise ValueError or TypeError.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any
+
+import numpy as np
+
+from pycnn import calls, native, shapes
+from pycnn.plan import Buffer, Plan, PlanBuilder, run_once
+
+Array = np.ndarray
+CACHED_PLANS = 256
+
+
+def _plan(build: Callable[..., None]) -> Callable[..., Plan]:
+    """Makes a plan builder's function return the finished plan, kept for the arguments and the thread count."""
+
+    @lru_cache(maxsize=CACHED_PLANS)
+    def cached(threads: int, *args: Any) -> Plan:
+        builder = PlanBuilder()
+        build(builder, *args)
+        return builder.finish()
+
+    @wraps(build)
+    def plan(*args: Any) -> Plan:
+        return cached(native.get_num_threads(), *args)
+
+    return plan
+
+
+def _image(op: str, name: str, value: Any) -> tuple[Array, Array, bool]:
+    """(the array, its memory for the kernels, whether that is channels-last)."""
+    image = shapes.array(op, name, value, 4)
+    memory, last = shapes.layout(image)
+    return image, memory, last
+
+
+def _like(memory: Array, last: bool) -> Array:
+    """The array of the same memory layout as another: as given, or in channels-last memory."""
+    return np.ascontiguousarray(memory.transpose(0, 2, 3, 1)) if last else np.ascontiguousarray(memory)
+
+
+def _empty(shape: tuple[int, ...], last: bool, dtype: Any = np.float32) -> tuple[Array, Array]:
+    """A new image of `shape` (N, C, H, W): (the array, its memory)."""
+    if not last:
+        array = np.empty(shape, dtype)
+        return array, array
+    n, c, h, w = shape
+    memory = np.empty((n, h, w, c), dtype)
+    return memory.transpose(0, 3, 1, 2), memory
+
+
+def _load(b: PlanBuilder, name: str, shape: tuple[int, ...], last: bool) -> Buffer:
+    """The named image in channels-last order, transposed first where its memory is not."""
+    n, c, h, w = shape
+    given = b.external(name)
+    if last or c == 1 or h * w == 1:
+        return given
+    nhwc = b.arena(n * c * h * w)
+    calls.transpose(b, n, c, h * w, nhwc, given)
+    return nhwc
+
+
+def _stored(b: PlanBuilder, name: str, shape: tuple[int, ...], last: bool) -> tuple[Buffer, Callable[[], None]]:
+    """(where to write the named image in channels-last order, what then brings it to its own order)."""
+    n, c, h, w = shape
+    wanted = b.external(name)
+    if last or c == 1 or h * w == 1:
+        return wanted, lambda: None
+    nhwc = b.arena(n * c * h * w)
+    return nhwc, lambda: calls.transpose(b, n, h * w, c, wanted, nhwc)
+
+
+def _zeros_like_result(shape: tuple[int, ...], last: bool) -> Array:
+    array, memory = _empty(shape, last)
+    memory.fill(0)
+    return array
+
+
+# ------------------------------------------------------------------------------------- convolution
+
+
+@_plan
+def _conv2d_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool, bias: bool) -> None:
+    x = _load(b, "x", g.x_shape, last)
+    y, finish = _stored(b, "y", g.y_shape, last)
+    calls.conv2d(b, g, calls.kcrs_strides(g), y, x, b.external("w"), b.external("b") if bias else None)
+    finish()
+
+
+def conv2d(
+    x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Array:
+    """2-D convolution (cross-correlation, as in every framework) of x (N, C, H, W) with w (K, C/groups, R, S).
+
+    stride, dilation: int or (height, width); padding: int, (height, width) or ((top, bottom), (left, right)).
+    Returns y (N, K, OH, OW), OH = floor((H + pads - dilation (R - 1) - 1) / stride) + 1
+    (Dumoulin and Visin 2016, relationship 15).
+    """
+    x, memory, last = _image("conv2d", "x", x)
+    w = np.ascontiguousarray(shapes.array("conv2d", "w", w, 4))
+    b = None if b is None else np.ascontiguousarray(shapes.array("conv2d", "b", b, 1))
+    g = shapes.conv2d(
+        "conv2d", x.shape, w.shape, None if b is None else b.shape,
+        stride=stride, padding=padding, dilation=dilation, groups=groups,
+    )  # fmt: skip
+    y, y_memory = _empty(g.y_shape, last)
+    if y.size:
+        arrays = {"x": memory, "w": w, "y": y_memory} | ({} if b is None else {"b": b})
+        run_once(_conv2d_plan(g, last, b is not None), arrays)
+    return y
+
+
+@_plan
+def _conv2d_backward_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool) -> None:
+    strides = calls.kcrs_strides(g)
+    x, dy = _load(b, "x", g.x_shape, last), _load(b, "dy", g.y_shape, last)
+    dx, finish = _stored(b, "dx", g.x_shape, last)
+    calls.conv2d_backward_data(b, g, strides, dx, dy, b.external("w"))
+    finish()
+    calls.conv2d_backward_weights(b, g, strides, b.external("dw"), x, dy)
+    calls.column_sums(b, g.n * g.oh * g.ow, g.k, b.external("db"), dy)
+
+
+def conv2d_backward(
+    dy: Any, x: Any, w: Any, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> tuple[Array, Array, Array]:
+    """Gradients (dx, dw, db) of `conv2d` for the gradient dy (N, K, OH, OW) of its output.
+
+    dw is the correlation of x with dy, dx the convolution of dy with the flipped filters, db the sum of dy over
+    batch and pixels (report 001, equations 3 to 5).
+    """
+    op = "conv2d_backward"
+    x, memory, last = _image(op, "x", x)
+    w = np.ascontiguousarray(shapes.array(op, "w", w, 4))
+    dy = shapes.array(op, "dy", dy, 4)
+    g = shapes.conv2d(op, x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    shapes.expect_shape(op, "dy", dy.shape, g.y_shape)
+    if not x.size:
+        return _empty(x.shape, last)[0], np.zeros_like(w), np.zeros(g.k, np.float32)
+    dx, dx_memory = _empty(x.shape, last)
+    dw, db = np.empty_like(w), np.empty(g.k, np.float32)
+    arrays = {"x": memory, "dy": _like(dy, last), "w": w, "dx": dx_memory, "dw": dw, "db": db}
+    run_once(_conv2d_backward_plan(g, last), arrays)
+    return dx, dw, db
+
+
+# ----------------------------------------------------------------------------------------- pooling
+
+
+@_plan
+def _max_pool2d_plan(b: PlanBuilder, g: shapes.Pool2D, last: bool) -> None:
+    x = _load(b, "x", g.x_shape, last)
+    y, finish_y = _stored(b, "y", g.y_shape, last)
+    argmax, finish_argmax = _stored(b, "argmax", g.y_shape, last)
+    calls.pool2d(b, "max_pool2d", g, [y, argmax, x])
+    finish_y()
+    finish_argmax()
+
+
+def max_pool2d(
+    x: Any,
+    kernel_size: Any,
+    *,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> tuple[Array, Array]:
+    """Maximum of each window of x (N, C, H, W): (y, argmax), both (N, C, OH, OW).
+
+    argmax is int32, the place h * W + w in its plane; the first of equal values. stride None is kernel_size.
+    """
+    x, memory, last = _image("max_pool2d", "x", x)
+    g = shapes.pool2d(
+        "max_pool2d", x.shape, kernel_size,
+        stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
+    )  # fmt: skip
+    y, y_memory = _empty(g.y_shape, last)
+    argmax, argmax_memory = _empty(g.y_shape, last, np.int32)
+    if y.size:
+        run_once(_max_pool2d_plan(g, last), {"x": memory, "y": y_memory, "argmax": argmax_memory})
+    return y, argmax
+
+
+@_plan
+def _max_pool2d_backward_plan(b: PlanBuilder, g: shapes.Pool2D, last: bool) -> None:
+    dy, argmax = _load(b, "dy", g.y_shape, last), _load(b, "argmax", g.y_shape, last)
+    dx, finish = _stored(b, "dx", g.x_shape, last)
+    calls.pool2d(b, "max_pool2d_backward", g, [dx, dy, argmax])
+    finish()
+
+
+def max_pool2d_backward(dy: Any, argmax: Any, input_shape: Any) -> Array:
+    """dx of shape `input_shape` (N, C, H, W): each of dy goes to its argmax, and overlapping windows add up."""
+    op = "max_pool2d_backward"
+    dy, memory, last = _image(op, "dy", dy)
+    shape = shapes.sizes(op, "input_shape", input_shape, 4)
+    argmax = shapes.max_pool_indices(op, argmax, dy.shape, shape)
+    if not dy.size:
+        return _zeros_like_result(shape, last)
+    n, c, h, w = shape
+    # The windows are in argmax, so of the geometry only the sizes count.
+    g = shapes.Pool2D(n, c, h, w, 1, 1, dy.shape[2], dy.shape[3], 1, 1, 0, 0, 1, 1, 1)
+    dx, dx_memory = _empty(shape, last)
+    run_once(_max_pool2d_backward_plan(g, last), {"dy": memory, "argmax": _like(argmax, last), "dx": dx_memory})
+    return dx
+
+
+@_plan
+def _avg_pool2d_plan(b: PlanBuilder, g: shapes.Pool2D, last: bool) -> None:
+    x = _load(b, "x", g.x_shape, last)
+    y, finish = _stored(b, "y", g.y_shape, last)
+    calls.pool2d(b, "avg_pool2d", g, [y, x])
+    finish()
+
+
+def avg_pool2d(
+    x: Any,
+    kernel_size: Any,
+    *,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Array:
+    """Mean of each window of x (N, C, H, W); the divisor counts the padding or not, as in PyTorch."""
+    x, memory, last = _image("avg_pool2d", "x", x)
+    g = shapes.pool2d(
+        "avg_pool2d", x.shape, kernel_size,
+        stride=stride, padding=padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad,
+    )  # fmt: skip
+    y, y_memory = _empty(g.y_shape, last)
+    if y.size:
+        run_once(_avg_pool2d_plan(g, last), {"x": memory, "y": y_memory})
+    return y
+
+
+@_plan
+def _avg_pool2d_backward_plan(b: PlanBuilder, g: shapes.Pool2D, last: bool) -> None:
+    dy = _load(b, "dy", g.y_shape, last)
+    dx, finish = _stored(b, "dx", g.x_shape, last)
+    calls.pool2d(b, "avg_pool2d_backward", g, [dx, dy])
+    finish()
+
+
+def avg_pool2d_backward(
+    dy: Any,
+    input_shape: Any,
+    kernel_size: Any,
+    *,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Array:
+    """dx of shape `input_shape`: each of dy shared equally among its window (report 001, equation 7)."""
+    op = "avg_pool2d_backward"
+    dy, memory, last = _image(op, "dy", dy)
+    shape = shapes.sizes(op, "input_shape", input_shape, 4)
+    g = shapes.pool2d(
+        op, shape, kernel_size,
+        stride=stride, padding=padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad,
+    )  # fmt: skip
+    shapes.expect_shape(op, "dy", dy.shape, g.y_shape)
+    dx, dx_memory = _empty(shape, last)
+    if dx.size:
+        run_once(_avg_pool2d_backward_plan(g, last), {"dy": memory, "dx": dx_memory})
+    return dx
+
+
+@_plan
+def _global_avg_pool2d_plan(b: PlanBuilder, shape: tuple[int, ...], last: bool) -> None:
+    calls.global_pool2d(b, "global_avg_pool2d", shape, [b.external("y"), _load(b, "x", shape, last)])
+
+
+def global_avg_pool2d(x: Any) -> Array:
+    """Mean over all pixels of x (N, C, H, W): (N, C)."""
+    x, memory, last = _image("global_avg_pool2d", "x", x)
+    y = np.empty(shapes.global_pool2d("global_avg_pool2d", x.shape), np.float32)
+    if y.size:
+        run_once(_global_avg_pool2d_plan(x.shape, last), {"x": memory, "y": y})
+    return y
+
+
+@_plan
+def _global_avg_pool2d_backward_plan(b: PlanBuilder, shape: tuple[int, ...]) -> None:
+    dx, finish = _stored(b, "dx", shape, False)
+    calls.global_pool2d(b, "global_avg_pool2d_backward", shape, [dx, b.external("dy")])
+    finish()
+
+
+def global_avg_pool2d_backward(dy: Any, input_shape: Any) -> Array:
+    """dx of shape `input_shape` (N, C, H, W) for dy (N, C): dy / (H W) at every pixel."""
+    op = "global_avg_pool2d_backward"
+    dy = np.ascontiguousarray(shapes.array(op, "dy", dy, 2))
+    shape = shapes.sizes(op, "input_shape", input_shape, 4)
+    shapes.expect_shape(op, "dy", dy.shape, shapes.global_pool2d(op, shape))
+    dx = np.empty(shape, np.float32)
+    if dx.size:
+        run_once(_global_avg_pool2d_backward_plan(shape), {"dy": dy, "dx": dx})
+    return dx
+
+
+# ---------------------------------------------------------------------------------- matrix products
+
+
+@_plan
+def _gemm_plan(b: PlanBuilder, m: int, n: int, k: int, trans_a: bool, trans_b: bool, alpha: float, beta: float) -> None:
+    calls.gemm(
+        b, m, n, k, b.external("c"), b.external("a"), b.external("b"),
+        trans_a=trans_a, trans_b=trans_b, alpha=alpha, beta=beta,
+    )  # fmt: skip
+
+
+def gemm(
+    a: Any,
+    b: Any,
+    *,
+    trans_a: bool = False,
+    trans_b: bool = False,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    out: Array | None = None,
+) -> Array:
+    """c (m, n) = alpha op(a) op(b) + beta out, op(x) = x or its transpose (BLAS SGEMM).
+
+    `out`, a float32 array (m, n), is written and returned; with beta 0 it is not read.
+    """
+    a = np.ascontiguousarray(shapes.array("gemm", "a", a, 2))
+    b = np.ascontiguousarray(shapes.array("gemm", "b", b, 2))
+    m, n, k = shapes.gemm("gemm", a.shape, b.shape, trans_a, trans_b)
+    alpha, beta = shapes.number("gemm", "alpha", alpha), shapes.number("gemm", "beta", beta)
+    c = _gemm_output(out, (m, n), beta, (a, b))
+    if c.size and k:
+        run_once(_gemm_plan(m, n, k, bool(trans_a), bool(trans_b), alpha, beta), {"a": a, "b": b, "c": c})
+    else:
+        c *= beta
+    if out is None:
+        return c
+    if c is not out:
+        out[...] = c
+    return out
+
+
+def _gemm_output(out: Array | None, shape: tuple[int, int], beta: float, inputs: tuple[Array, Array]) -> Array:
+    """Contiguous memory for the result: `out` itself where that can be, or a copy of it."""
+    if out is None:
+        if beta:
+            raise ValueError(f"[gemm] beta is {beta}, which needs out, the matrix to be scaled and added")
+        return np.zeros(shape, np.float32)
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32:
+        raise TypeError(f"[gemm] out must be a float32 array, got {getattr(out, 'dtype', type(out).__name__)}")
+    shapes.expect_shape("gemm", "out", out.shape, shape)
+    if not out.flags.writeable:
+        raise ValueError("[gemm] out must be writable")
+    usable = out.flags.c_contiguous and out.flags.aligned and not any(np.may_share_memory(out, i) for i in inputs)
+    return out if usable else (np.array(out, order="C") if beta else np.zeros(shape, np.float32))
+
+
+@_plan
+def _dense_plan(b: PlanBuilder, n: int, inputs: int, outputs: int, bias: bool) -> None:
+    calls.gemm(
+        b,
+        n,
+        outputs,
+        inputs,
+        b.external("y"),
+        b.external("x"),
+        b.external("w"),
+        b.external("b") if bias else None,
+    )
+
+
+def dense(x: Any, w: Any, b: Any = None) -> Array:
+    """y (N, out) = x w + b for x (N, in), w (in, out), b (out,)."""
+    x = np.ascontiguousarray(shapes.array("dense", "x", x, 2))
+    w = np.ascontiguousarray(shapes.array("dense", "w", w, 2))
+    b = None if b is None else np.ascontiguousarray(shapes.array("dense", "b", b, 1))
+    n, inputs, outputs = shapes.dense("dense", x.shape, w.shape, None if b is None else b.shape)
+    y = np.empty((n, outputs), np.float32)
+    if n:
+        arrays = {"x": x, "w": w, "y": y} | ({} if b is None else {"b": b})
+        run_once(_dense_plan(n, inputs, outputs, b is not None), arrays)
+    return y
+
+
+@_plan
+def _dense_backward_plan(b: PlanBuilder, n: int, inputs: int, outputs: int) -> None:
+    dy = b.external("dy")
+    calls.gemm(b, n, inputs, outputs, b.external("dx"), dy, b.external("w"), trans_b=True)
+    calls.dense_backward_weights(b, n, inputs, outputs, b.external("dw"), b.external("x"), dy)
+    calls.column_sums(b, n, outputs, b.external("db"), dy)
+
+
+def dense_backward(dy: Any, x: Any, w: Any) -> tuple[Array, Array, Array]:
+    """(dx, dw, db) = (dy w^T, x^T dy, sum of dy over the batch)."""
+    op = "dense_backward"
+    x = np.ascontiguousarray(shapes.array(op, "x", x, 2))
+    w = np.ascontiguousarray(shapes.array(op, "w", w, 2))
+    dy = np.ascontiguousarray(shapes.array(op, "dy", dy, 2))
+    n, inputs, outputs = shapes.dense(op, x.shape, w.shape)
+    shapes.expect_shape(op, "dy", dy.shape, (n, outputs))
+    if not n:
+        return np.empty_like(x), np.zeros_like(w), np.zeros(outputs, np.float32)
+    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty(outputs, np.float32)
+    arrays = {"dy": dy, "x": x, "w": w, "dx": dx, "dw": dw, "db": db}
+    run_once(_dense_backward_plan(n, inputs, outputs), arrays)
+    return dx, dw, db
+
+
+# ------------------------------------------------------------------------------------- element-wise
+
+
+@_plan
+def _activation_plan(b: PlanBuilder, size: int, name: str, alpha: float) -> None:
+    calls.activation(b, size, name, alpha, b.external("y"), b.external("x"))
+
+
+def activation(x: Any, name: str, **options: float) -> Array:
+    """relu, leaky_relu (alpha=0.01), sigmoid, tanh, elu (alpha=1.0), gelu (erf), silu or hard_swish of x, any rank."""
+    x = shapes.array("activation", "x", x)
+    memory, last = shapes.layout(x)
+    name, alpha = shapes.activation("activation", name, options)
+    y = np.empty_like(memory)
+    if y.size:
+        run_once(_activation_plan(y.size, name, alpha), {"x": memory, "y": y})
+    return y.transpose(0, 3, 1, 2) if last else y
+
+
+@_plan
+def _activation_backward_plan(b: PlanBuilder, size: int, name: str, alpha: float) -> None:
+    calls.activation_backward(b, size, name, alpha, b.external("dx"), b.external("dy"), b.external("x"))
+
+
+def activation_backward(dy: Any, x: Any, name: str, **options: float) -> Array:
+    """dx = dy f'(x); at kinks PyTorch's value, so relu'(0) is 0."""
+    op = "activation_backward"
+    x, dy = shapes.array(op, "x", x), shapes.array(op, "dy", dy)
+    shapes.expect_shape(op, "dy", dy.shape, x.shape)
+    memory, last = shapes.layout(x)
+    name, alpha = shapes.activation(op, name, options)
+    dx = np.empty_like(memory)
+    if dx.size:
+        run_once(_activation_backward_plan(dx.size, name, alpha), {"x": memory, "dy": _like(dy, last), "dx": dx})
+    return dx.transpose(0, 3, 1, 2) if last else dx
+
+
+# ------------------------------------------------------------------------------------------- losses
+
+
+@_plan
+def _softmax_plan(b: PlanBuilder, rows: int, columns: int) -> None:
+    calls.by_rows(b, "softmax", rows, columns, [b.external("y"), b.external("x")])
+
+
+def softmax(x: Any) -> Array:
+    """exp(x - max) / sum over the last axis, any rank from 1."""
+    x = np.ascontiguousarray(shapes.array("softmax", "x", x))
+    if x.ndim == 0:
+        raise ValueError("[softmax] x must have at least one axis")
+    y = np.empty_like(x)
+    if y.size:
+        run_once(_softmax_plan(x.size // x.shape[-1], x.shape[-1]), {"x": x, "y": y})
+    return y
+
+
+@_plan
+def _softmax_cross_entropy_plan(b: PlanBuilder, rows: int, columns: int, indices: bool) -> None:
+    labels = b.external("labels")
+    args = [b.external("loss"), b.external("dlogits"), b.external("logits")]
+    args += [labels, None] if indices else [None, labels]
+    calls.by_rows(b, "softmax_cross_entropy", rows, columns, args)
+
+
+def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, Array]:
+    """(mean loss, dlogits) of logits (N, classes) and labels: (N,) integers or (N, classes) one-hot.
+
+    loss = mean of log(sum exp z) - z[label]; dlogits = (softmax(z) - one_hot) / N (report 001, equations 16, 17).
+    """
+    op = "softmax_cross_entropy"
+    logits = np.ascontiguousarray(shapes.array(op, "logits", logits, 2))
+    rows, columns = shapes.logits(op, logits.shape)
+    indices, targets = shapes.class_labels(op, labels, rows, columns)
+    dlogits, loss = np.empty_like(logits), np.zeros(1, np.float32)
+    if rows:
+        chosen = targets if indices is None else indices
+        run_once(
+            _softmax_cross_entropy_plan(rows, columns, indices is not None),
+            {"logits": logits, "labels": chosen, "dlogits": dlogits, "loss": loss},
+        )
+    return float(loss[0]), dlogits
+
+
+# --------------------------------------------------------------------------------------- batch norm
+
+
+class BatchNormCache:
+    """What `batch_norm_backward` needs of the forward pass: x, gamma, the mean and 1 / std that it used."""
+
+    __slots__ = ("eps", "gamma", "mean", "rstd", "training", "x")
+
+    def __init__(self, x: Array, gamma: Array, mean: Array, rstd: Array, training: bool, eps: float):
+        self.x, self.gamma, self.mean, self.rstd = x, gamma, mean, rstd
+        self.training, self.eps = training, eps
+
+
+def _running(name: str, value: Any) -> tuple[Array, Array | None]:
+    """(contiguous float32 memory of a running statistic, the array to copy it back to or None)."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"[batch_norm] {name} must be an array, which is updated in place, got {type(value).__name__}")
+    memory = np.ascontiguousarray(shapes.array("batch_norm", name, value, 1))
+    return memory, None if memory is value else value
+
+
+@_plan
+def _batch_norm_plan(
+    b: PlanBuilder, shape: tuple[int, ...], last: bool, training: bool, momentum: float, eps: float
+) -> None:
+    rows, columns = shapes.batch_norm("batch_norm", shape, {})
+    rank4 = len(shape) == 4
+    x = _load(b, "x", shape, last) if rank4 else b.external("x")
+    y, finish = _stored(b, "y", shape, last) if rank4 else (b.external("y"), lambda: None)
+    names = ["mean", "rstd", "running_mean", "running_var"]
+    args = [y, *map(b.external, names), x, b.external("gamma"), b.external("beta")]
+    calls.batch_norm(b, "batch_norm", rows, columns, args, training=training, eps=eps, momentum=momentum)
+    finish()
+
+
+def batch_norm(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    running_mean: Array,
+    running_var: Array,
+    *,
+    training: bool,
+    momentum: float = 0.9,
+    eps: float = 1e-5,
+) -> tuple[Array, BatchNormCache]:
+    """(y, cache): y = gamma (x - mean) / sqrt(var + eps) + beta a channel of x, (N, C) or (N, C, H, W).
+
+    In training mean and variance (over N, biased) are the batch's, and the running arrays are updated in place:
+    running = momentum * running + (1 - momentum) * batch. Otherwise the running ones are used
+    (Ioffe and Szegedy 2015, algorithms 1 and 2).
+    """
+    op = "batch_norm"
+    x = shapes.array(op, "x", x)
+    gamma = np.array(shapes.array(op, "gamma", gamma, 1), order="C")
+    beta = np.ascontiguousarray(shapes.array(op, "beta", beta, 1))
+    mean_memory, mean_back = _running("running_mean", running_mean)
+    var_memory, var_back = _running("running_var", running_var)
+    vectors = {"gamma": gamma, "beta": beta, "running_mean": mean_memory, "running_var": var_memory}
+    _, columns = shapes.batch_norm(op, x.shape, {name: v.shape for name, v in vectors.items()})
+    training = shapes.boolean(op, "training", training)
+    if training and not (running_mean.flags.writeable and running_var.flags.writeable):
+        raise ValueError(f"[{op}] running_mean and running_var must be writable in training")
+    momentum = shapes.number(op, "momentum", momentum, 0, 1)
+    eps = shapes.number(op, "eps", eps, 0)
+    memory, last = shapes.layout(x)
+    y, y_memory = _empty(x.shape, last)
+    mean, rstd = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    if x.size:
+        arrays = {"x": memory, "y": y_memory, "mean": mean, "rstd": rstd, **vectors}
+        run_once(_batch_norm_plan(x.shape, last, training, momentum, eps), arrays)
+        for changed, back in ((mean_memory, mean_back), (var_memory, var_back)):
+            if training and back is not None:
+                back[...] = changed
+    return y, BatchNormCache(np.array(x, order="K"), gamma, mean, rstd, training, eps)
+
+
+@_plan
+def _batch_norm_backward_plan(b: PlanBuilder, shape: tuple[int, ...], last: bool, training: bool, eps: float) -> None:
+    rows, columns = shapes.batch_norm("batch_norm_backward", shape, {})
+    rank4 = len(shape) == 4
+    x, dy = (_load(b, name, shape, last) if rank4 else b.external(name) for name in ("x", "dy"))
+    dx, finish = _stored(b, "dx", shape, last) if rank4 else (b.external("dx"), lambda: None)
+    args = [dx, b.external("dgamma"), b.external("dbeta"), dy, x, *map(b.external, ("mean", "rstd", "gamma"))]
+    calls.batch_norm(b, "batch_norm_backward", rows, columns, args, training=training, eps=eps)
+    finish()
+
+
+def batch_norm_backward(dy: Any, cache: BatchNormCache) -> tuple[Array, Array, Array]:
+    """(dx, dgamma, dbeta) for the forward pass that gave `cache`."""
+    op = "batch_norm_backward"
+    if not isinstance(cache, BatchNormCache):
+        raise TypeError(f"[{op}] cache must be what batch_norm returned, got {type(cache).__name__}")
+    dy = shapes.array(op, "dy", dy)
+    shapes.expect_shape(op, "dy", dy.shape, cache.x.shape)
+    memory, last = shapes.layout(cache.x)
+    dx, dx_memory = _empty(cache.x.shape, last)
+    dgamma, dbeta = np.zeros_like(cache.gamma), np.zeros_like(cache.gamma)
+    if dy.size:
+        arrays = {"x": memory, "dy": _like(dy, last), "dx": dx_memory, "dgamma": dgamma, "dbeta": dbeta}
+        arrays |= {"mean": cache.mean, "rstd": cache.rstd, "gamma": cache.gamma}
+        run_once(_batch_norm_backward_plan(cache.x.shape, last, cache.training, cache.eps), arrays)
+    return dx, dgamma, dbeta

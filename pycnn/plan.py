@@ -1,0 +1,198 @@
+"""Plans: flat lists of kernel calls on one arena, and the builder that makes them.
+
+A builder collects calls whose arguments are buffers: places in the arena, or arrays bound from outside
+by name. `finish` gives every arena buffer an offset from the calls that use it first and last, and freezes
+the calls into a C array. A run binds the outside arrays and executes a range of calls in one parallel region.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pycnn import native
+from pycnn.native import KERNELS, ffi, lib
+
+LINE = 64
+# Below this many operations a call, the barriers between threads cost more than the threads save.
+WORK_FOR_THREADS = 150_000
+
+
+class Buffer:
+    """An argument of calls: bytes in the arena, or (external) an array that a run binds."""
+
+    __slots__ = ("base", "first", "last", "nbytes", "offset")
+
+    def __init__(self, nbytes: int, base: int = 0):
+        self.nbytes = nbytes
+        self.base = base
+        self.first: int | None = None
+        self.last = 0
+        self.offset = 0
+
+
+class PlanBuilder:
+    """Collects the calls of a plan."""
+
+    def __init__(self) -> None:
+        self.threads = native.get_num_threads()
+        self._calls: list[tuple[str, Any, list[Buffer | None], float]] = []
+        self._externals: dict[str, Buffer] = {}
+        self.marks: dict[str, int] = {}
+
+    def arena(self, floats: int, itemsize: int = 4) -> Buffer:
+        """A new place in the arena."""
+        return Buffer(floats * itemsize)
+
+    def external(self, name: str) -> Buffer:
+        """The array that runs bind under this name."""
+        if name not in self._externals:
+            self._externals[name] = Buffer(0, len(self._externals) + 1)
+        return self._externals[name]
+
+    def mark(self, name: str) -> None:
+        """Names the place between the calls so far and the next one."""
+        self.marks[name] = len(self._calls)
+
+    def call(self, kernel: str, args: Sequence[Buffer | None], work: float = 0, **desc: Any) -> None:
+        """Appends a call; `work` is its number of multiply-adds or elements, for the thread rule."""
+        number = len(self._calls)
+        struct = ffi.new(KERNELS[kernel].desc, desc)
+        args = list(args)
+        if KERNELS[kernel].workspace:
+            args.append(Buffer(lib.pycnn_workspace(KERNELS[kernel].index, struct, self.threads)))
+        for buffer in args:
+            if buffer is not None:
+                buffer.first = number if buffer.first is None else buffer.first
+                buffer.last = number
+        self._calls.append((kernel, struct, args, work))
+
+    def finish(self) -> "Plan":
+        buffers = {id(b): b for _, _, args, _ in self._calls for b in args if b is not None and b.base == 0}
+        arena_bytes = place(list(buffers.values()))
+        calls = ffi.new("pycnn_call[]", max(len(self._calls), 1))
+        for call, (kernel, struct, args, _) in zip(calls, self._calls, strict=False):
+            call.kernel = KERNELS[kernel].index
+            call.desc = struct
+            call.arguments = len(args)
+            for ref, buffer in zip(call.args, args, strict=False):
+                ref.base, ref.offset = (-1, 0) if buffer is None else (buffer.base, buffer.offset)
+        return Plan(
+            calls,
+            [(kernel, struct) for kernel, struct, _, _ in self._calls],
+            arena_bytes,
+            {name: b.base for name, b in self._externals.items()},
+            self.marks,
+            self._threads_worthwhile(),
+        )
+
+    def _threads_worthwhile(self) -> int:
+        work = sum(call[3] for call in self._calls)
+        return self.threads if work >= WORK_FOR_THREADS * max(len(self._calls), 1) else 1
+
+
+def place(buffers: list[Buffer]) -> int:
+    """Gives each buffer an offset so that no two in use at the same time overlap; the bytes in all.
+
+    The largest first, each at the lowest offset that is free during its time.
+    """
+    placed: list[Buffer] = []
+    total = 0
+    for buffer in sorted(buffers, key=lambda b: -b.nbytes):
+        offset = 0
+        for other in placed:  # kept in the order of offsets
+            if other.first <= buffer.last and buffer.first <= other.last:
+                if offset + buffer.nbytes <= other.offset:
+                    break
+                offset = max(offset, other.offset + _lines(other.nbytes))
+        buffer.offset = offset
+        placed.append(buffer)
+        placed.sort(key=lambda b: b.offset)
+        total = max(total, offset + _lines(buffer.nbytes))
+    return total
+
+
+def _lines(nbytes: int) -> int:
+    return -(-nbytes // LINE) * LINE
+
+
+class Arena:
+    """Memory for one run at a time, aligned to cache lines."""
+
+    def __init__(self, nbytes: int):
+        memory = np.empty(nbytes + LINE, np.uint8)
+        start = -memory.ctypes.data % LINE
+        self.nbytes = nbytes
+        self._memory = memory
+        self.pointer = ffi.from_buffer("char[]", memory) + start
+
+
+class Plan:
+    """A frozen list of calls. Any number of threads may run it at once, each with its own arena."""
+
+    def __init__(
+        self,
+        calls: Any,
+        kernels: list[tuple[str, Any]],
+        arena_bytes: int,
+        externals: dict[str, int],
+        marks: dict[str, int],
+        threads: int,
+    ):
+        self._calls = calls
+        self.kernels = kernels  # also keeps the descriptors alive
+        self.arena_bytes = arena_bytes
+        self.externals = externals
+        self.marks = marks
+        self.threads = threads
+        self.length = len(kernels)
+
+    def bind(self, arrays: dict[str, np.ndarray], arena: Arena) -> "Binding":
+        """Pointers for a run; names that the plan does not use are passed over."""
+        return Binding(self, arrays, arena)
+
+
+class Binding:
+    """A plan with an arena and arrays to work on, kept alive here."""
+
+    def __init__(self, plan: Plan, arrays: dict[str, np.ndarray], arena: Arena):
+        self.plan = plan
+        self._arena = arena
+        self._bases = ffi.new("void *[]", len(plan.externals) + 1)
+        self._bases[0] = arena.pointer
+        self._kept: dict[int, Any] = {}
+        for name, array in arrays.items():
+            self.set(name, array)
+
+    def set(self, name: str, array: np.ndarray) -> None:
+        """Binds an array; its memory must be C-contiguous."""
+        base = self.plan.externals.get(name)
+        if base is not None:
+            view = ffi.from_buffer(array)
+            self._kept[base] = view
+            self._bases[base] = view
+
+    def run(self, first: int = 0, last: int | None = None) -> None:
+        plan = self.plan
+        lib.pycnn_run(plan._calls, first, plan.length if last is None else last, self._bases, plan.threads)
+
+
+class _Scratch(threading.local):
+    """One arena a thread for runs that leave nothing behind; it grows to the largest seen."""
+
+    arena: Arena | None = None
+
+    def get(self, nbytes: int) -> Arena:
+        if self.arena is None or self.arena.nbytes < nbytes:
+            self.arena = None
+            self.arena = Arena(nbytes)
+        return self.arena
+
+
+_scratch = _Scratch()
+
+
+def run_once(plan: Plan, arrays: dict[str, np.ndarray]) -> None:
+    """Runs a whole plan on these arrays with this thread's scratch memory."""
+    plan.bind(arrays, _scratch.get(plan.arena_bytes)).run()

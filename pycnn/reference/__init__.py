@@ -1,0 +1,61 @@
+"""The definition of every operation, in plain Python: nested lists in, nested lists out.
+
+Written to be read: the loop nest is the formula, and the docstring names its source. Numbers are Python
+floats, that is double precision. Reports 000 to 004 are the student reports that the project grew from.
+"""
+
+from pycnn.reference.conv import conv2d, conv2d_backward
+from pycnn.reference.elementwise import (
+    activation,
+    activation_backward,
+    add,
+    dropout,
+    dropout_backward,
+    philox4x32,
+)
+from pycnn.reference.gemm import dense, dense_backward, gemm
+from pycnn.reference.lcg import LCG
+from pycnn.reference.loss import binary_cross_entropy, mse, softmax, softmax_backward, softmax_cross_entropy
+from pycnn.reference.norm import BatchNormCache, batch_norm, batch_norm_backward
+from pycnn.reference.optimizer import adam_update, sgd_update
+from pycnn.reference.pool import (
+    avg_pool2d,
+    avg_pool2d_backward,
+    global_avg_pool2d,
+    global_avg_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+)
+from pycnn.reference.tensor import Tensor
+
+__all__ = [
+    "LCG",
+    "BatchNormCache",
+    "Tensor",
+    "activation",
+    "activation_backward",
+    "add",
+    "adam_update",
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "batch_norm",
+    "batch_norm_backward",
+    "binary_cross_entropy",
+    "conv2d",
+    "conv2d_backward",
+    "dense",
+    "dense_backward",
+    "dropout",
+    "dropout_backward",
+    "gemm",
+    "global_avg_pool2d",
+    "global_avg_pool2d_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "mse",
+    "philox4x32",
+    "sgd_update",
+    "softmax",
+    "softmax_backward",
+    "softmax_cross_entropy",
+]

@@ -1,0 +1,467 @@
+"""Output shapes and every check of what a user passes in.
+
+One function per family computes the geometry of an operation; the C kernels' descriptors, the layers, the
+plan and the pure-Python reference all use the same numbers. The C code trusts its caller, so nothing
+reaches it that did not pass through here. Messages name the operation, the argument, what it got and what
+was expected.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+INT_MAX = 2**31 - 1
+# Bytes of one array; far beyond any machine's memory, far below an overflow of int64 address arithmetic.
+BYTES_MAX = 2**46
+
+
+def integer(op: str, name: str, value: Any, minimum: int = 0) -> int:
+    """`value` as an int in minimum..2^31-1; a bool or a float is a TypeError."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"[{op}] {name} must be an integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"[{op}] {name} must be an integer, got {value!r}") from None
+    if not minimum <= number <= INT_MAX:
+        raise ValueError(f"[{op}] {name} must be in {minimum}..{INT_MAX}, got {number}")
+    return number
+
+
+def pair(op: str, name: str, value: Any, minimum: int = 0) -> tuple[int, int]:
+    """(height, width) from an int or two ints."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != 2:
+            raise ValueError(f"[{op}] {name} must be an integer or two, got {value!r}")
+        return integer(op, name, value[0], minimum), integer(op, name, value[1], minimum)
+    number = integer(op, name, value, minimum)
+    return number, number
+
+
+def padding4(op: str, value: Any) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) from an int, (height, width) or ((top, bottom), (left, right))."""
+    if isinstance(value, Sequence) and len(value) == 2 and all(_is_sequence(v) for v in value):
+        return (*pair(op, "padding", value[0]), *pair(op, "padding", value[1]))
+    height, width = pair(op, "padding", value)
+    return height, height, width, width
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def boolean(op: str, name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"[{op}] {name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def number(op: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite real number in low..high."""
+    if isinstance(value, (bool, np.bool_, str, bytes, complex)):
+        raise TypeError(f"[{op}] {name} must be a number, got {value!r}")
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"[{op}] {name} must be a number, got {value!r}") from None
+    if not (math.isfinite(result) and low <= result <= high):
+        raise ValueError(f"[{op}] {name} must be a finite number in {low:g}..{high:g}, got {value!r}")
+    return result
+
+
+def sizes(op: str, name: str, shape: Any, rank: int | None = None) -> tuple[int, ...]:
+    """A shape argument, such as `input_shape`, as a tuple of ints."""
+    if not _is_sequence(shape):
+        raise TypeError(f"[{op}] {name} must be a tuple of integers, got {shape!r}")
+    if rank is not None and len(shape) != rank:
+        raise ValueError(f"[{op}] {name} must have {rank} axes, got {tuple(shape)}")
+    result = tuple(integer(op, name, s) for s in shape)
+    check_size(op, name, result)
+    return result
+
+
+def check_size(op: str, name: str, shape: Sequence[int]) -> None:
+    """Refuses a shape that no machine could hold, before anything multiplies it in C."""
+    if math.prod(shape) * 4 > BYTES_MAX or any(s > INT_MAX for s in shape):
+        raise ValueError(f"[{op}] {name} of shape {tuple(shape)} is too large")
+
+
+def expect_shape(op: str, name: str, shape: Sequence[int], expected: Sequence[int]) -> None:
+    if tuple(shape) != tuple(expected):
+        raise ValueError(f"[{op}] {name} has shape {tuple(shape)}, expected {tuple(expected)}")
+
+
+def _expect_rank(op: str, name: str, shape: Sequence[int], rank: int, axes: str) -> None:
+    if len(shape) != rank:
+        raise ValueError(f"[{op}] {name} must have {rank} axes {axes}, got shape {tuple(shape)}")
+
+
+# ---------------------------------------------------------------------------------------- geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2D:
+    """Sizes of a 2-D convolution; the field names are those of the C descriptor."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    k: int
+    r: int
+    s: int
+    oh: int
+    ow: int
+    stride_h: int
+    stride_w: int
+    pad_top: int
+    pad_bottom: int
+    pad_left: int
+    pad_right: int
+    dilation_h: int
+    dilation_w: int
+    groups: int
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def w_shape(self) -> tuple[int, int, int, int]:
+        return self.k, self.c // self.groups, self.r, self.s
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.k, self.oh, self.ow
+
+
+@dataclass(frozen=True, slots=True)
+class Pool2D:
+    """Sizes of a 2-D pooling; the field names are those of the C descriptor."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    r: int
+    s: int
+    oh: int
+    ow: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+    count_include_pad: int
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.oh, self.ow
+
+
+def conv_axis(op: str, axis: str, size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
+    """floor((size + pad - dilation * (kernel - 1) - 1) / stride) + 1, refused when not positive."""
+    span = size + pad - dilation * (kernel - 1) - 1
+    if span < 0:
+        raise ValueError(
+            f"[{op}] leaves no output: {axis} {size} with padding {pad} in all is smaller than the kernel's "
+            f"extent {dilation * (kernel - 1) + 1} (kernel_size {kernel}, dilation {dilation})"
+        )
+    return span // stride + 1
+
+
+def conv2d(
+    op: str,
+    x: Sequence[int],
+    w: Sequence[int],
+    b: Sequence[int] | None = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+) -> Conv2D:
+    """Geometry of a convolution of x (N, C, H, W) with w (K, C/groups, R, S) and b (K,)."""
+    _expect_rank(op, "x", x, 4, "(N, C, H, W)")
+    _expect_rank(op, "w", w, 4, "(K, C/groups, R, S)")
+    stride_h, stride_w = pair(op, "stride", stride, 1)
+    dilation_h, dilation_w = pair(op, "dilation", dilation, 1)
+    top, bottom, left, right = padding4(op, padding)
+    groups = integer(op, "groups", groups, 1)
+    n, c, h, width = x
+    k, w_c, r, s = w
+    if min(c, h, width) < 1:
+        raise ValueError(f"[{op}] x must have at least one channel, row and column, got shape {tuple(x)}")
+    if min(k, w_c, r, s) < 1:
+        raise ValueError(f"[{op}] w must have no axis of size 0, got shape {tuple(w)}")
+    if w_c * groups != c:
+        raise ValueError(f"[{op}] w has {w_c} input channels, x has {c} (groups={groups})")
+    if k % groups:
+        raise ValueError(f"[{op}] w has {k} filters, which groups={groups} does not divide")
+    if b is not None and tuple(b) != (k,):
+        raise ValueError(f"[{op}] b has shape {tuple(b)}, expected {(k,)}, one value a filter")
+    oh = conv_axis(op, "height", h, r, stride_h, top + bottom, dilation_h)
+    ow = conv_axis(op, "width", width, s, stride_w, left + right, dilation_w)
+    geometry = Conv2D(
+        n,
+        c,
+        h,
+        width,
+        k,
+        r,
+        s,
+        oh,
+        ow,
+        stride_h,
+        stride_w,
+        top,
+        bottom,
+        left,
+        right,
+        dilation_h,
+        dilation_w,
+        groups,
+    )
+    check_size(op, "the padded x", (max(n, 1), c, h + top + bottom, width + left + right))
+    check_size(op, "the output", (max(n, 1), k, oh, ow))
+    check_size(op, "w", w)
+    return geometry
+
+
+def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """(before, after) so that the output is ceil(size / stride); the odd one comes after."""
+    total = max((-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def pool_axis(op: str, axis: str, size: int, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> int:
+    """Output size of a pooling; ceil_mode adds a window that reaches past the end, unless it begins there."""
+    if not ceil_mode:
+        return conv_axis(op, axis, size, kernel, stride, 2 * pad, dilation)
+    out = -(-(size + 2 * pad - dilation * (kernel - 1) - 1) // stride) + 1
+    if (out - 1) * stride >= size + pad:
+        out -= 1
+    if out < 1:
+        raise ValueError(f"[{op}] leaves no output: {axis} {size} with padding {pad} for a window of {kernel}")
+    return out
+
+
+def pool2d(
+    op: str,
+    x: Sequence[int],
+    kernel_size: Any,
+    *,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: Any = False,
+    count_include_pad: Any = True,
+) -> Pool2D:
+    """Geometry of a pooling of x (N, C, H, W); stride None is the kernel size."""
+    _expect_rank(op, "x", x, 4, "(N, C, H, W)")
+    r, s = pair(op, "kernel_size", kernel_size, 1)
+    stride_h, stride_w = (r, s) if stride is None else pair(op, "stride", stride, 1)
+    pad_h, pad_w = pair(op, "padding", padding)
+    dilation_h, dilation_w = pair(op, "dilation", dilation, 1)
+    ceil_mode = boolean(op, "ceil_mode", ceil_mode)
+    include = boolean(op, "count_include_pad", count_include_pad)
+    n, c, h, w = x
+    if min(c, h, w) < 1:
+        raise ValueError(f"[{op}] x must have at least one channel, row and column, got shape {tuple(x)}")
+    if 2 * pad_h > r or 2 * pad_w > s:
+        raise ValueError(
+            f"[{op}] padding must be at most half of kernel_size, got padding {(pad_h, pad_w)} for {(r, s)}"
+        )
+    oh = pool_axis(op, "height", h, r, stride_h, pad_h, dilation_h, ceil_mode)
+    ow = pool_axis(op, "width", w, s, stride_w, pad_w, dilation_w, ceil_mode)
+    check_size(op, "x", (max(n, 1), c, h + 2 * pad_h, w + 2 * pad_w))
+    for axis, size, out, pad, step, gap in (
+        ("height", h, oh, pad_h, stride_h, dilation_h),
+        ("width", w, ow, pad_w, stride_w, dilation_w),
+    ):
+        # The first tap inside the input of a window that starts at p < 0 is at p modulo the dilation.
+        starts = range(-pad, min(0, -pad + out * step), step)
+        if gap > size and any(p % gap >= size for p in starts):
+            raise ValueError(f"[{op}] leaves a window without input: {axis} {size}, padding {pad}, dilation {gap}")
+    return Pool2D(n, c, h, w, r, s, oh, ow, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, int(include))
+
+
+def global_pool2d(op: str, x: Sequence[int]) -> tuple[int, int]:
+    """(N, C) of x (N, C, H, W)."""
+    _expect_rank(op, "x", x, 4, "(N, C, H, W)")
+    if min(x[1:]) < 1:
+        raise ValueError(f"[{op}] x must have at least one channel, row and column, got shape {tuple(x)}")
+    return x[0], x[1]
+
+
+def gemm(op: str, a: Sequence[int], b: Sequence[int], trans_a: Any, trans_b: Any) -> tuple[int, int, int]:
+    """(m, n, k) of op(a) (m, k) times op(b) (k, n)."""
+    _expect_rank(op, "a", a, 2, "(rows, columns)")
+    _expect_rank(op, "b", b, 2, "(rows, columns)")
+    m, k = reversed(a) if boolean(op, "trans_a", trans_a) else a
+    b_k, n = reversed(b) if boolean(op, "trans_b", trans_b) else b
+    if k != b_k:
+        raise ValueError(
+            f"[{op}] the inner sizes differ: a is {tuple(a)} (trans_a={trans_a}), b is {tuple(b)} (trans_b={trans_b})"
+        )
+    check_size(op, "the output", (m, n))
+    return m, n, k
+
+
+def dense(op: str, x: Sequence[int], w: Sequence[int], b: Sequence[int] | None = None) -> tuple[int, int, int]:
+    """(n, inputs, outputs) of x (N, in), w (in, out) and b (out,)."""
+    _expect_rank(op, "x", x, 2, "(N, in)")
+    _expect_rank(op, "w", w, 2, "(in, out)")
+    if min(w) < 1:
+        raise ValueError(f"[{op}] w must have no axis of size 0, got shape {tuple(w)}")
+    if x[1] != w[0]:
+        raise ValueError(f"[{op}] w has {w[0]} inputs, x has {x[1]}")
+    if b is not None and tuple(b) != (w[1],):
+        raise ValueError(f"[{op}] b has shape {tuple(b)}, expected {(w[1],)}")
+    check_size(op, "the output", (max(x[0], 1), w[1]))
+    return x[0], w[0], w[1]
+
+
+def batch_norm(op: str, x: Sequence[int], vectors: dict[str, Sequence[int]]) -> tuple[int, int]:
+    """(rows, channels): x is (N, C) or (N, C, H, W); each of `vectors` must have shape (C,)."""
+    if len(x) not in (2, 4):
+        raise ValueError(f"[{op}] x must have 2 axes (N, C) or 4 axes (N, C, H, W), got shape {tuple(x)}")
+    if min(x[1:]) < 1:
+        raise ValueError(f"[{op}] x must have no axis of size 0 but the batch, got shape {tuple(x)}")
+    for name, shape in vectors.items():
+        if tuple(shape) != (x[1],):
+            raise ValueError(f"[{op}] {name} has shape {tuple(shape)}, expected {(x[1],)}, one value a channel")
+    return math.prod(x) // x[1], x[1]
+
+
+def logits(op: str, shape: Sequence[int]) -> tuple[int, int]:
+    """(N, classes) of logits."""
+    _expect_rank(op, "logits", shape, 2, "(N, classes)")
+    if shape[1] < 1:
+        raise ValueError(f"[{op}] logits must have at least one class, got shape {tuple(shape)}")
+    return shape[0], shape[1]
+
+
+# ------------------------------------------------------------------------------ activation options
+
+ACTIVATION_OPTIONS = {
+    "relu": {},
+    "leaky_relu": {"alpha": 0.01},
+    "sigmoid": {},
+    "tanh": {},
+    "elu": {"alpha": 1.0},
+    "gelu": {},
+    "silu": {},
+    "hard_swish": {},
+}
+
+
+def activation(op: str, name: Any, options: dict[str, Any]) -> tuple[str, float]:
+    """(name, alpha); alpha is 0 where the function has none."""
+    if not isinstance(name, str):
+        raise TypeError(f"[{op}] name must be a string, got {name!r}")
+    if name not in ACTIVATION_OPTIONS:
+        raise ValueError(f"[{op}] name must be one of {', '.join(ACTIVATION_OPTIONS)}, got {name!r}")
+    known = ACTIVATION_OPTIONS[name]
+    for option in options:
+        if option not in known:
+            raise TypeError(f"[{op}] {name} has no option {option!r}; it takes {', '.join(known) or 'none'}")
+    return name, number(op, "alpha", options.get("alpha", known.get("alpha", 0.0)))
+
+
+# ------------------------------------------------------------------------------------------ arrays
+
+
+def array(op: str, name: str, value: Any, rank: int | None = None) -> np.ndarray:
+    """`value` as a float32 array: float and integer arrays and nested lists are converted.
+
+    Channels-last memory is kept where the array is already float32; see `layout`.
+    """
+    if type(value) is not np.ndarray:
+        if value is None or isinstance(value, (str, bytes, dict, set)):
+            raise TypeError(f"[{op}] {name} must be an array of numbers, got {type(value).__name__}")
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"[{op}] {name} is not a regular array: {error}") from None
+    if value.dtype != np.float32:
+        if value.dtype.kind not in "fiub":
+            raise TypeError(f"[{op}] {name} must hold real numbers, got dtype {value.dtype}")
+        value = value.astype(np.float32)
+    if not (value.dtype.isnative and value.flags.aligned):
+        value = np.array(value, dtype=np.float32)
+    if rank is not None and value.ndim != rank:
+        raise ValueError(f"[{op}] {name} must have {rank} axes, got shape {value.shape}")
+    check_size(op, name, value.shape)
+    return value
+
+
+def layout(value: np.ndarray) -> tuple[np.ndarray, bool]:
+    """(array whose memory the kernels read, whether that memory is channels-last).
+
+    A contiguous array is taken as it is, also one that is both; a channels-last one as its NHWC transpose;
+    any other is copied to contiguous memory.
+    """
+    if value.flags.c_contiguous:
+        return value, False
+    if value.ndim == 4:
+        nhwc = value.transpose(0, 2, 3, 1)
+        if nhwc.flags.c_contiguous:
+            return nhwc, True
+    return np.ascontiguousarray(value), False
+
+
+def class_labels(op: str, value: Any, n: int, classes: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(int32 indices (N,), None) or (None, float32 probabilities (N, classes)).
+
+    Labels are integers 0..classes-1 of shape (N,), or one row of probabilities a sample (one-hot).
+    """
+    labels = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if labels.dtype.kind not in "fiub":
+        raise TypeError(f"[{op}] labels must be numbers, got dtype {labels.dtype}")
+    if labels.ndim == 2 and labels.shape == (n, classes) and not (classes == 1 and labels.dtype.kind in "iu"):
+        return None, probabilities(op, labels)
+    if labels.shape not in ((n,), (n, 1)):
+        raise ValueError(
+            f"[{op}] labels have shape {labels.shape}, expected {(n,)} classes or {(n, classes)} one-hot rows"
+        )
+    labels = labels.reshape(n)
+    if labels.dtype.kind == "f" and not np.array_equal(labels, np.floor(labels)):
+        raise ValueError(f"[{op}] labels must be whole numbers, got NaN or a fraction")
+    if n and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(f"[{op}] labels must be in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
+    return labels.astype(np.int32), None
+
+
+def probabilities(op: str, labels: np.ndarray) -> np.ndarray:
+    """Rows of target probabilities as float32: each 0..1, each row's sum 1."""
+    rows = np.ascontiguousarray(labels, dtype=np.float32)
+    if not np.all((rows >= 0) & (rows <= 1)):
+        raise ValueError(f"[{op}] one-hot labels must be in 0..1, got NaN or a value outside")
+    if rows.size and not np.allclose(rows.sum(axis=1), 1.0, atol=1e-3):
+        raise ValueError(f"[{op}] each row of one-hot labels must sum to 1")
+    return rows
+
+
+def max_pool_indices(op: str, value: Any, dy: Sequence[int], x: Sequence[int]) -> np.ndarray:
+    """argmax as int32, of dy's shape, each in 0..H*W-1 of the input plane."""
+    indices = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"[{op}] argmax must hold integers, got dtype {indices.dtype}")
+    expect_shape(op, "argmax", indices.shape, dy)
+    expect_shape(op, "dy", (dy[0], dy[1]), (x[0], x[1]))
+    plane = x[2] * x[3]
+    if indices.size and not (indices.min() >= 0 and indices.max() < plane):
+        raise ValueError(
+            f"[{op}] argmax must be in 0..{plane - 1}, a place in its plane, got {indices.min()}..{indices.max()}"
+        )
+    return indices if indices.dtype == np.int32 and indices.flags.aligned else indices.astype(np.int32)
