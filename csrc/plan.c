@@ -35,7 +35,7 @@ static void run_calls(const pycnn_call *calls, int64_t first, int64_t last, void
  * region. Releasing the pool before the fork makes both sides start a new one when they need it. */
 static void release_threads(void)
 {
-#if _OPENMP >= 201811
+#if _OPENMP >= 201811 || __GNUC__ >= 9 /* gcc has it without claiming OpenMP 5 */
     omp_pause_resource_all(omp_pause_soft);
 #endif
 }

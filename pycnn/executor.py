@@ -4,10 +4,12 @@ Both executors have the same methods, so that a model does not know which one ru
 """
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,7 +79,10 @@ class Executor:
     def train(
         self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, updates: Updates, epoch: float
     ) -> tuple[float, np.ndarray]:
-        """One step: (mean loss, output) before the update; NonFinite before anything has changed."""
+        """One step: (mean loss, output) before the update; NonFinite before anything has changed.
+
+        The output is the executor's own and good until the next step.
+        """
         raise NotImplementedError
 
     def forward(self, x: np.ndarray, training: bool) -> np.ndarray:
@@ -99,6 +104,7 @@ class PlanExecutor(Executor):
         super().__init__(graph, dropouts)
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
         self._free: dict[tuple, list[Binding]] = {}
+        self._lock = threading.Lock()
         self._last: tuple[Binding, np.ndarray] | None = None
         self._running = [
             (p.memory, np.empty_like(p.memory))
@@ -109,12 +115,13 @@ class PlanExecutor(Executor):
 
     def _plan(self, key: tuple, make: Callable[[], Plan]) -> tuple[tuple, Plan]:
         key = (*key, native.get_num_threads())
-        if key not in self._plans:
-            self._plans[key] = make()
+        with self._lock:
+            plan = self._plans.get(key) or make()
+            self._plans[key] = plan
+            self._plans.move_to_end(key)
             while len(self._plans) > CACHED_PLANS:
                 self._free.pop(self._plans.popitem(last=False)[0], None)
-        self._plans.move_to_end(key)
-        return key, self._plans[key]
+        return key, plan
 
     @contextmanager
     def _binding(self, key: tuple, make: Callable[[], Plan], extra: Callable[[], dict]) -> Iterator[Binding]:
@@ -142,12 +149,16 @@ class PlanExecutor(Executor):
         x, last = shapes.layout(x)
         options = lowering.Options(len(x), last)
         make = lambda: lowering.loss_plan(self.graph, options, loss, kind)  # noqa: E731
-        y, value = self._output(len(x)), np.empty(1, np.float32)
-        with self._binding(("evaluate", options, repr(loss), kind), make, dict) as binding:
-            for name, array in (("x", x), ("labels", labels), ("y", y), ("loss", value)):
-                binding.set(name, array)
+        results = partial(self._results, len(x))
+        with self._binding(("evaluate", options, repr(loss), kind), make, results) as binding:
+            binding.set("x", x)
+            binding.set("labels", labels)
             binding.run()
-        return float(value[0]), y
+            return float(binding.arrays["loss"][0]), binding.arrays["y"].copy()
+
+    def _results(self, n: int) -> dict[str, np.ndarray]:
+        """The arrays that a binding keeps for its output and its loss, so that a step allocates nothing."""
+        return {"y": self._output(n), "loss": np.zeros(1, np.float32)}
 
     def _lower_update(self, updates: Updates, norms: set[int], b: PlanBuilder, index: int, role: str) -> None:
         node = self.graph.nodes[index]
@@ -187,12 +198,12 @@ class PlanExecutor(Executor):
         make = lambda: lowering.loss_plan(  # noqa: E731
             self.graph, options, loss, kind, (self._lower_norm, self._lower_update), updates
         )
-        key = ("train", options, repr(loss), kind, id(updates), self._trainable())
-        y, value = self._output(len(x)), np.empty(1, np.float32)
-        with self._binding(key, make, lambda: self._training_arrays(updates)) as binding:
-            for name, array in (("x", x), ("labels", labels), ("y", y), ("loss", value)):
-                binding.set(name, array)
-            marks = binding.plan.marks
+        key = ("train", options, repr(loss), kind, updates, self._trainable())
+        arrays = lambda: self._results(len(x)) | self._training_arrays(updates)  # noqa: E731
+        with self._binding(key, make, arrays) as binding:
+            binding.set("x", x)
+            binding.set("labels", labels)
+            y, value, marks = binding.arrays["y"], binding.arrays["loss"], binding.plan.marks
             for running, kept in self._running:
                 np.copyto(kept, running)
             binding.run(0, marks["backward"])

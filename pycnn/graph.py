@@ -31,6 +31,13 @@ class Parameter:
         self.learned = learned
         self._gradient: np.ndarray | None = None
 
+    def __deepcopy__(self, memo: dict) -> "Parameter":
+        twin = Parameter(self.name, self.view, self.axes, self.learned)
+        if self._gradient is not None:
+            twin.gradient[...] = self._gradient
+        memo[id(self)] = twin
+        return twin
+
     @property
     def gradient(self) -> np.ndarray:
         """The gradient's memory, in the kernels' layout; zeros before the first backward."""

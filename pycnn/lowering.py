@@ -146,7 +146,7 @@ def layer_plan(graph: Graph, options: Options) -> Plan:
     dy = lowering.load("dy", output, False)
     gradients = lowering.backward(output, dy, of_input=True)
     lowering.store("dx", given, gradients[given])
-    return lowering.b.finish()
+    return lowering.b.finish(repeatable="backward")
 
 
 def loss_plan(

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ import numpy as np
 from pycnn import io, losses, metrics, optimizers, shapes
 from pycnn.executor import Executor, Executors, NonFinite
 from pycnn.graph import Graph, Shape, Value
-from pycnn.layers.base import Layer, as_list, from_config, to_config
+from pycnn.layers.base import Layer, as_list, below, from_config, name_layers, to_config
 from pycnn.layers.residual import build_chain, emit_chain
 from pycnn.losses import Loss
 from pycnn.optimizers import Optimizer, Updates
 from pycnn.progress import Progress
 
 FORMAT_VERSION = 1
+EVALUATION_BATCH = 256
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -53,13 +53,26 @@ class _Means:
         return {name: total / self._samples for name, total in self._sums.items()}
 
 
+class _Batches:
+    """Gathers batches into the same two arrays again and again."""
+
+    def __init__(self, x: np.ndarray, labels: np.ndarray, batch_size: int):
+        size = min(batch_size, len(x))
+        self._pairs = [(a, np.empty((size, *a.shape[1:]), a.dtype)) for a in (x, labels)]
+
+    def take(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The samples of these rows and their labels, good until the next call."""
+        # mode="clip" lets NumPy write to `out` directly; the rows are all valid.
+        return [np.take(a, rows, axis=0, out=batch[: len(rows)], mode="clip") for a, batch in self._pairs]
+
+
 class BaseModel(Layer):
     """What models share. Subclasses hold their layers in `layers` and emit them."""
 
     layers: list[Layer]
 
-    def __init__(self, *, name: str | None = None, input_shape: Any = None, seed: int | None = None, **options: Any):
-        super().__init__(name=name, input_shape=input_shape, **options)
+    def __init__(self, *, name: str | None = None, input_shape: Any = None, seed: int | None = None):
+        super().__init__(name=name, input_shape=input_shape)
         self._seed = None if seed is None else shapes.integer(type(self).__name__, "seed", seed)
         self._optimizer: Optimizer | None = None
         self._updates: Updates | None = None
@@ -67,22 +80,6 @@ class BaseModel(Layer):
     @property
     def children(self) -> list[Layer]:
         return self.layers
-
-    def _name_layers(self) -> None:
-        """Gives layers without a name one of their own: conv2d, conv2d_1, ...; equal given names are refused."""
-        inside = list(_below(self))
-        taken = Counter(layer.name for layer in inside if layer._named)
-        for name, count in taken.items():
-            if count > 1:
-                raise ValueError(f"[{self.name}] {count} layers have the name {name!r}; names must differ")
-        for layer in inside:
-            if not layer._named:
-                base, number = type(layer).__name__.lower(), 0
-                layer.name = base
-                while layer.name in taken:
-                    number += 1
-                    layer.name = f"{base}_{number}"
-                taken[layer.name] += 1
 
     # --------------------------------------------------------------------------------- building
 
@@ -136,15 +133,21 @@ class BaseModel(Layer):
         """Says how to train: an optimizer, a loss, metrics; `optimizers` overrides for layers by name."""
         chosen = _optimizers.get(optimizer)
         by_layer = {name: _optimizers.get(o) for name, o in (optimizers or {}).items()}
-        names = [layer.name for layer in _below(self)]
+        names = [layer.name for layer in below(self)]
         for name in by_layer:
             if name not in names:
                 raise ValueError(f"[compile] optimizers names no layer {name!r}; the layers are {', '.join(names)}")
         self._loss = losses.get(loss)
         self._metrics = _metrics.check(metrics)
         self._optimizer, self._by_layer = chosen, by_layer
-        self._updates = Updates(chosen, by_layer)
+        self._updates = Updates(chosen, by_layer, self._leaf_optimizers())
         self._epoch = 0.0
+
+    def _leaf_optimizers(self) -> dict[str, str]:
+        """Which name in `optimizers` a leaf goes by: its own, or that of the innermost layer around it."""
+        return {
+            leaf.name: layer.name for layer in below(self) if layer.name in self._by_layer for leaf in layer.leaves()
+        }
 
     def _compiled(self, op: str) -> None:
         if self._optimizer is None:
@@ -207,16 +210,16 @@ class BaseModel(Layer):
         if verbose not in (0, 1, 2):
             raise ValueError(f"[fit] verbose must be 0, 1 or 2, got {verbose!r}")
         executor, x, labels, kind = self._data("fit", x, y, seed)
-        x, labels, validation = _validation(x, labels, y, validation_data, validation_split)
+        x, labels, validation = self._validation(x, labels, kind, validation_data, validation_split)
         generator = np.random.default_rng(None if seed is None else [seed, 1])
         self._dropouts.reseed(seed)
-        history, progress = History(), Progress(verbose, epochs)
+        history, progress, batches = History(), Progress(verbose, epochs), _Batches(x, labels, batch_size)
         try:
             for epoch in range(epochs):
                 order = generator.permutation(len(x)) if shuffle else np.arange(len(x))
-                values = self._epoch_of(executor, x, labels, kind, order, batch_size, epoch, progress)
+                values = self._epoch_of(executor, batches, kind, order, batch_size, epoch, progress)
                 if validation is not None:
-                    scores = self.evaluate(*validation)
+                    scores = self._evaluate(*validation, EVALUATION_BATCH)
                     values |= {f"val_{name}": value for name, value in scores.items()}
                 progress.end(epoch, values)
                 history.append(values)
@@ -227,8 +230,7 @@ class BaseModel(Layer):
     def _epoch_of(
         self,
         executor: Executor,
-        x: np.ndarray,
-        labels: np.ndarray,
+        batches: _Batches,
         kind: str,
         order: np.ndarray,
         batch_size: int,
@@ -239,23 +241,41 @@ class BaseModel(Layer):
         began, means, steps = time.perf_counter(), _Means(), math.ceil(len(order) / batch_size)
         progress.begin(epoch, len(order))
         for step in range(steps):
-            rows = order[step * batch_size : (step + 1) * batch_size]
+            x, labels = batches.take(order[step * batch_size : (step + 1) * batch_size])
             self._epoch = epoch + step / steps
             try:
-                batch_labels = labels[rows]
-                value, outputs = executor.train(x[rows], batch_labels, self._loss, kind, self._updates, self._epoch)
+                value, outputs = executor.train(x, labels, self._loss, kind, self._updates, self._epoch)
             except NonFinite as error:
                 raise NonFiniteLossError(_explain(error, f"in epoch {epoch + 1}, step {step + 1}")) from None
-            means.add(len(rows), self._score(executor, value, outputs, batch_labels, kind))
-            progress.step(len(rows), means.values())
+            means.add(len(x), self._score(executor, value, outputs, labels, kind))
+            progress.step(len(x), means.values())
         lr = self._optimizer.lr_at(self._epoch)
         return means.values() | {"lr": lr, "seconds": time.perf_counter() - began}
 
-    def evaluate(self, x: Any, y: Any, batch_size: int = 256) -> dict[str, float]:
+    def _validation(self, x: np.ndarray, labels: np.ndarray, kind: str, data: Any, split: Any) -> tuple[Any, Any, Any]:
+        """(x, labels, validation data or None) with (executor, x, labels, kind); the last part split off if asked."""
+        split = shapes.number("fit", "validation_split", split, 0, 1)
+        if data is not None:
+            if not (isinstance(data, (tuple, list)) and len(data) == 2):
+                raise ValueError("[fit] validation_data must be a pair (x, y)")
+            return x, labels, self._data("fit's validation_data", *data)
+        kept = len(x) - round(split * len(x))
+        if not split or kept == len(x):
+            return x, labels, None
+        if kept == 0:
+            raise ValueError(f"[fit] validation_split {split} leaves no samples to train on")
+        executor, x_kept, labels_kept = self._ready(x), x[:kept], labels[:kept]
+        return x_kept, labels_kept, (executor, x[kept:], labels[kept:], kind)
+
+    def evaluate(self, x: Any, y: Any, batch_size: int = EVALUATION_BATCH) -> dict[str, float]:
         """{"loss": ..., and each metric} over x and y."""
         self._compiled("evaluate")
         batch_size = shapes.integer("evaluate", "batch_size", batch_size, 1)
-        executor, x, labels, kind = self._data("evaluate", x, y)
+        return self._evaluate(*self._data("evaluate", x, y), batch_size)
+
+    def _evaluate(
+        self, executor: Executor, x: np.ndarray, labels: np.ndarray, kind: str, batch_size: int
+    ) -> dict[str, float]:
         means = _Means()
         for i in range(0, len(x), batch_size):
             batch = labels[i : i + batch_size]
@@ -263,7 +283,7 @@ class BaseModel(Layer):
             means.add(len(batch), self._score(executor, value, outputs, batch, kind))
         return means.values()
 
-    def predict(self, x: Any, batch_size: int = 256) -> np.ndarray:
+    def predict(self, x: Any, batch_size: int = EVALUATION_BATCH) -> np.ndarray:
         """The output for x (N, ...)."""
         x = shapes.array("predict", "x", x)
         batch_size = shapes.integer("predict", "batch_size", batch_size, 1)
@@ -322,12 +342,6 @@ class BaseModel(Layer):
 _optimizers, _metrics = optimizers, metrics  # compile has arguments of these names
 
 
-def _below(layer: Layer) -> Any:
-    for child in layer.children:
-        yield child
-        yield from _below(child)
-
-
 def _count(layer: Layer) -> int:
     return sum(p.view.size for leaf in layer.leaves() for p in leaf.parameters.values())
 
@@ -339,25 +353,10 @@ def _explain(error: NonFinite, where: str) -> str:
     )
 
 
-def _validation(x: np.ndarray, labels: np.ndarray, y: Any, data: Any, split: Any) -> tuple[Any, Any, Any]:
-    """(x, labels, validation data or None), the last part of x split off where asked."""
-    split = shapes.number("fit", "validation_split", split, 0, 1)
-    if data is not None:
-        if not (isinstance(data, (tuple, list)) and len(data) == 2):
-            raise ValueError("[fit] validation_data must be a pair (x, y)")
-        return x, labels, data
-    kept = len(x) - round(split * len(x))
-    if not split or kept == len(x):
-        return x, labels, None
-    if kept == 0:
-        raise ValueError(f"[fit] validation_split {split} leaves no samples to train on")
-    return x[:kept], labels[:kept], (x[kept:], y[kept:])
-
-
 def _json(what: str, value: Any) -> str:
     try:
-        return json.dumps(value)
-    except TypeError as error:
+        return json.dumps(value, default=lambda number: number.item())
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"[save] the {what} holds something that cannot be saved: {error}") from None
 
 
@@ -373,14 +372,14 @@ class Sequential(BaseModel):
     ):
         super().__init__(name=name, input_shape=input_shape, seed=seed)
         self.layers = as_list("Sequential", "layers", layers or [])
-        self._name_layers()
+        name_layers(self)
 
     def add(self, layer: Layer) -> None:
         """Appends a layer; not once the model is built."""
         if self.built:
             raise RuntimeError("[add] the model is built already; add layers before its first use")
         self.layers += as_list("add", "layer", layer)
-        self._name_layers()
+        name_layers(self)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"layers": self.layers}
@@ -406,11 +405,13 @@ def load(path: str | Path) -> BaseModel:
     try:
         config = json.loads(metadata["architecture"])
         model = from_config(config)
+        if not isinstance(model, BaseModel):
+            raise ValueError(f"its architecture is a {type(model).__name__}, not a model")
         model.build(tuple(config["input_shape"]), 0)
         _take_tensors(model, tensors)
         if "compile" in metadata:
             model.compile(**_compile_arguments(json.loads(metadata["compile"])))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, RecursionError) as error:
         raise ValueError(f"[load] {path} does not describe a model: {error}") from error
     return model
 

@@ -46,13 +46,13 @@ def _like(memory: Array, last: bool) -> Array:
     return np.ascontiguousarray(memory.transpose(0, 2, 3, 1)) if last else np.ascontiguousarray(memory)
 
 
-def _empty(shape: tuple[int, ...], last: bool, dtype: Any = np.float32) -> tuple[Array, Array]:
+def _empty(op: str, shape: tuple[int, ...], last: bool, dtype: Any = np.float32) -> tuple[Array, Array]:
     """A new image of `shape` (N, C, H, W): (the array, its memory)."""
     if not last:
-        array = np.empty(shape, dtype)
+        array = shapes.empty(op, shape, dtype)
         return array, array
     n, c, h, w = shape
-    memory = np.empty((n, h, w, c), dtype)
+    memory = shapes.empty(op, (n, h, w, c), dtype)
     return memory.transpose(0, 3, 1, 2), memory
 
 
@@ -75,12 +75,6 @@ def _stored(b: PlanBuilder, name: str, shape: tuple[int, ...], last: bool) -> tu
         return wanted, lambda: None
     nhwc = b.arena(n * c * h * w)
     return nhwc, lambda: calls.transpose(b, n, h * w, c, wanted, nhwc)
-
-
-def _zeros_like_result(shape: tuple[int, ...], last: bool) -> Array:
-    array, memory = _empty(shape, last)
-    memory.fill(0)
-    return array
 
 
 # ------------------------------------------------------------------------------------- convolution
@@ -110,7 +104,7 @@ def conv2d(
         "conv2d", x.shape, w.shape, None if b is None else b.shape,
         stride=stride, padding=padding, dilation=dilation, groups=groups,
     )  # fmt: skip
-    y, y_memory = _empty(g.y_shape, last)
+    y, y_memory = _empty("conv2d", g.y_shape, last)
     if y.size:
         arrays = {"x": memory, "w": w, "y": y_memory} | ({} if b is None else {"b": b})
         run_once(_conv2d_plan(g, last, b is not None), arrays)
@@ -143,9 +137,9 @@ def conv2d_backward(
     g = shapes.conv2d(op, x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
     shapes.expect_shape(op, "dy", dy.shape, g.y_shape)
     if not x.size:
-        return _empty(x.shape, last)[0], np.zeros_like(w), np.zeros(g.k, np.float32)
-    dx, dx_memory = _empty(x.shape, last)
-    dw, db = np.empty_like(w), np.empty(g.k, np.float32)
+        return _empty("conv2d_backward", x.shape, last)[0], np.zeros_like(w), np.zeros(g.k, np.float32)
+    dx, dx_memory = _empty("conv2d_backward", x.shape, last)
+    dw, db = np.empty_like(w), shapes.empty("conv2d_backward", g.k)
     arrays = {"x": memory, "dy": _like(dy, last), "w": w, "dx": dx_memory, "dw": dw, "db": db}
     run_once(_conv2d_backward_plan(g, last), arrays)
     return dx, dw, db
@@ -182,8 +176,9 @@ def max_pool2d(
         "max_pool2d", x.shape, kernel_size,
         stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
     )  # fmt: skip
-    y, y_memory = _empty(g.y_shape, last)
-    argmax, argmax_memory = _empty(g.y_shape, last, np.int32)
+    shapes.check_plane("max_pool2d", x.shape)
+    y, y_memory = _empty("max_pool2d", g.y_shape, last)
+    argmax, argmax_memory = _empty("max_pool2d", g.y_shape, last, np.int32)
     if y.size:
         run_once(_max_pool2d_plan(g, last), {"x": memory, "y": y_memory, "argmax": argmax_memory})
     return y, argmax
@@ -204,11 +199,13 @@ def max_pool2d_backward(dy: Any, argmax: Any, input_shape: Any) -> Array:
     shape = shapes.sizes(op, "input_shape", input_shape, 4)
     argmax = shapes.max_pool_indices(op, argmax, dy.shape, shape)
     if not dy.size:
-        return _zeros_like_result(shape, last)
+        dx, memory = _empty("max_pool2d_backward", shape, last)
+        memory.fill(0)
+        return dx
     n, c, h, w = shape
     # The windows are in argmax, so of the geometry only the sizes count.
     g = shapes.Pool2D(n, c, h, w, 1, 1, dy.shape[2], dy.shape[3], 1, 1, 0, 0, 1, 1, 1)
-    dx, dx_memory = _empty(shape, last)
+    dx, dx_memory = _empty("max_pool2d_backward", shape, last)
     run_once(_max_pool2d_backward_plan(g, last), {"dy": memory, "argmax": _like(argmax, last), "dx": dx_memory})
     return dx
 
@@ -236,7 +233,7 @@ def avg_pool2d(
         "avg_pool2d", x.shape, kernel_size,
         stride=stride, padding=padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad,
     )  # fmt: skip
-    y, y_memory = _empty(g.y_shape, last)
+    y, y_memory = _empty("avg_pool2d", g.y_shape, last)
     if y.size:
         run_once(_avg_pool2d_plan(g, last), {"x": memory, "y": y_memory})
     return y
@@ -269,7 +266,7 @@ def avg_pool2d_backward(
         stride=stride, padding=padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad,
     )  # fmt: skip
     shapes.expect_shape(op, "dy", dy.shape, g.y_shape)
-    dx, dx_memory = _empty(shape, last)
+    dx, dx_memory = _empty("avg_pool2d_backward", shape, last)
     if dx.size:
         run_once(_avg_pool2d_backward_plan(g, last), {"dy": memory, "dx": dx_memory})
     return dx
@@ -283,7 +280,7 @@ def _global_avg_pool2d_plan(b: PlanBuilder, shape: tuple[int, ...], last: bool) 
 def global_avg_pool2d(x: Any) -> Array:
     """Mean over all pixels of x (N, C, H, W): (N, C)."""
     x, memory, last = _image("global_avg_pool2d", "x", x)
-    y = np.empty(shapes.global_pool2d("global_avg_pool2d", x.shape), np.float32)
+    y = shapes.empty("global_avg_pool2d", shapes.global_pool2d("global_avg_pool2d", x.shape))
     if y.size:
         run_once(_global_avg_pool2d_plan(x.shape, last), {"x": memory, "y": y})
     return y
@@ -302,7 +299,7 @@ def global_avg_pool2d_backward(dy: Any, input_shape: Any) -> Array:
     dy = np.ascontiguousarray(shapes.array(op, "dy", dy, 2))
     shape = shapes.sizes(op, "input_shape", input_shape, 4)
     shapes.expect_shape(op, "dy", dy.shape, shapes.global_pool2d(op, shape))
-    dx = np.empty(shape, np.float32)
+    dx = shapes.empty("global_avg_pool2d_backward", shape)
     if dx.size:
         run_once(_global_avg_pool2d_backward_plan(shape), {"dy": dy, "dx": dx})
     return dx
@@ -340,8 +337,10 @@ def gemm(
     c = _gemm_output(out, (m, n), beta, (a, b))
     if c.size and k:
         run_once(_gemm_plan(m, n, k, bool(trans_a), bool(trans_b), alpha, beta), {"a": a, "b": b, "c": c})
-    else:
+    elif beta:
         c *= beta
+    else:
+        c.fill(0)
     if out is None:
         return c
     if c is not out:
@@ -384,7 +383,7 @@ def dense(x: Any, w: Any, b: Any = None) -> Array:
     w = np.ascontiguousarray(shapes.array("dense", "w", w, 2))
     b = None if b is None else np.ascontiguousarray(shapes.array("dense", "b", b, 1))
     n, inputs, outputs = shapes.dense("dense", x.shape, w.shape, None if b is None else b.shape)
-    y = np.empty((n, outputs), np.float32)
+    y = shapes.empty("dense", (n, outputs))
     if n:
         arrays = {"x": x, "w": w, "y": y} | ({} if b is None else {"b": b})
         run_once(_dense_plan(n, inputs, outputs, b is not None), arrays)
@@ -409,7 +408,7 @@ def dense_backward(dy: Any, x: Any, w: Any) -> tuple[Array, Array, Array]:
     shapes.expect_shape(op, "dy", dy.shape, (n, outputs))
     if not n:
         return np.empty_like(x), np.zeros_like(w), np.zeros(outputs, np.float32)
-    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty(outputs, np.float32)
+    dx, dw, db = np.empty_like(x), np.empty_like(w), shapes.empty("dense_backward", outputs)
     arrays = {"dy": dy, "x": x, "w": w, "dx": dx, "dw": dw, "db": db}
     run_once(_dense_backward_plan(n, inputs, outputs), arrays)
     return dx, dw, db
@@ -462,13 +461,15 @@ def _softmax_plan(b: PlanBuilder, rows: int, columns: int) -> None:
 
 def softmax(x: Any) -> Array:
     """exp(x - max) / sum over the last axis, any rank from 1."""
-    x = np.ascontiguousarray(shapes.array("softmax", "x", x))
+    x = shapes.array("softmax", "x", x)
     if x.ndim == 0:
-        raise ValueError("[softmax] x must have at least one axis")
+        raise ValueError(f"[softmax] x must have at least one axis, got the number {x}")
+    _, last = shapes.layout(x)
+    x = np.ascontiguousarray(x)
     y = np.empty_like(x)
     if y.size:
         run_once(_softmax_plan(x.size // x.shape[-1], x.shape[-1]), {"x": x, "y": y})
-    return y
+    return _like(y, True).transpose(0, 3, 1, 2) if last else y
 
 
 @_plan
@@ -564,8 +565,8 @@ def batch_norm(
     momentum = shapes.number(op, "momentum", momentum, 0, 1)
     eps = shapes.number(op, "eps", eps, 0)
     memory, last = shapes.layout(x)
-    y, y_memory = _empty(x.shape, last)
-    mean, rstd = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    y, y_memory = _empty("batch_norm", x.shape, last)
+    mean, rstd = shapes.empty("batch_norm", columns, np.float32), np.empty(columns)
     if x.size:
         arrays = {"x": memory, "y": y_memory, "mean": mean, "rstd": rstd, **vectors}
         run_once(_batch_norm_plan(x.shape, last, training, momentum, eps), arrays)
@@ -594,7 +595,7 @@ def batch_norm_backward(dy: Any, cache: BatchNormCache) -> tuple[Array, Array, A
     dy = shapes.array(op, "dy", dy)
     shapes.expect_shape(op, "dy", dy.shape, cache.x.shape)
     memory, last = shapes.layout(cache.x)
-    dx, dx_memory = _empty(cache.x.shape, last)
+    dx, dx_memory = _empty("batch_norm_backward", cache.x.shape, last)
     dgamma, dbeta = np.zeros_like(cache.gamma), np.zeros_like(cache.gamma)
     if dy.size:
         arrays = {"x": memory, "dy": _like(dy, last), "dx": dx_memory, "dgamma": dgamma, "dbeta": dbeta}

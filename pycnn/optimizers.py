@@ -163,17 +163,18 @@ def get(optimizer: str | Optimizer) -> Optimizer:
 class Updates:
     """The optimizers of a compiled model at work: their slots, their steps, and what kernels read each step."""
 
-    def __init__(self, optimizer: Optimizer, by_layer: dict[str, Optimizer]):
-        self.optimizers = [optimizer, *by_layer.values()]
-        self._by_layer = {layer: 1 + i for i, layer in enumerate(by_layer)}
+    def __init__(self, optimizer: Optimizer, overrides: dict[str, Optimizer], by_leaf: dict[str, str]):
+        self.optimizers = [optimizer, *overrides.values()]
+        numbers = {name: 1 + i for i, name in enumerate(overrides)}
+        self._by_leaf = {leaf: numbers[name] for leaf, name in by_leaf.items()}
         self.step = 0
         self.states = [np.zeros(4, np.float32) for _ in self.optimizers]
         self.norms = [np.zeros(1, np.float64) for _ in self.optimizers]
         self._slots: dict[Any, list[np.ndarray]] = {}
 
     def of(self, layer: str) -> int:
-        """The number of the optimizer that a layer's parameters have; nested layers are named a/b."""
-        return self._by_layer.get(layer, 0)
+        """The number of the optimizer that a layer's parameters have."""
+        return self._by_leaf.get(layer, 0)
 
     def slots(self, layer: str, parameter: Any) -> list[np.ndarray]:
         if parameter not in self._slots:

@@ -68,8 +68,13 @@ class PlanBuilder:
                 buffer.last = number
         self._calls.append((kernel, struct, args, work))
 
-    def finish(self) -> "Plan":
+    def finish(self, repeatable: str | None = None) -> "Plan":
+        """The plan; what follows the mark `repeatable` may run again and again after one run of what is before."""
         buffers = {id(b): b for _, _, args, _ in self._calls for b in args if b is not None and b.base == 0}
+        if repeatable is not None:
+            for buffer in buffers.values():
+                if buffer.first < self.marks[repeatable] <= buffer.last:
+                    buffer.last = len(self._calls) - 1
         arena_bytes = place(list(buffers.values()))
         calls = ffi.new("pycnn_call[]", max(len(self._calls), 1))
         for call, (kernel, struct, args, _) in zip(calls, self._calls, strict=False):
@@ -158,6 +163,7 @@ class Binding:
 
     def __init__(self, plan: Plan, arrays: dict[str, np.ndarray], arena: Arena):
         self.plan = plan
+        self.arrays = arrays
         self._arena = arena
         self._bases = ffi.new("void *[]", len(plan.externals) + 1)
         self._bases[0] = arena.pointer

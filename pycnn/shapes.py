@@ -34,7 +34,7 @@ def integer(op: str, name: str, value: Any, minimum: int = 0) -> int:
 
 def pair(op: str, name: str, value: Any, minimum: int = 0) -> tuple[int, int]:
     """(height, width) from an int or two ints."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if _is_sequence(value):
         if len(value) != 2:
             raise ValueError(f"[{op}] {name} must be an integer or two, got {value!r}")
         return integer(op, name, value[0], minimum), integer(op, name, value[1], minimum)
@@ -44,14 +44,14 @@ def pair(op: str, name: str, value: Any, minimum: int = 0) -> tuple[int, int]:
 
 def padding4(op: str, value: Any) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) from an int, (height, width) or ((top, bottom), (left, right))."""
-    if isinstance(value, Sequence) and len(value) == 2 and all(_is_sequence(v) for v in value):
+    if _is_sequence(value) and len(value) == 2 and all(_is_sequence(v) for v in value):
         return (*pair(op, "padding", value[0]), *pair(op, "padding", value[1]))
     height, width = pair(op, "padding", value)
     return height, height, width, width
 
 
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
 
 
 def boolean(op: str, name: str, value: Any) -> bool:
@@ -62,12 +62,14 @@ def boolean(op: str, name: str, value: Any) -> bool:
 
 def number(op: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite real number in low..high."""
-    if isinstance(value, (bool, np.bool_, str, bytes, complex)):
+    if isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating)):
         raise TypeError(f"[{op}] {name} must be a number, got {value!r}")
     try:
         result = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"[{op}] {name} must be a number, got {value!r}") from None
+    except OverflowError:
+        raise ValueError(f"[{op}] {name} must be a finite number, got an integer beyond all floats") from None
     if not (math.isfinite(result) and low <= result <= high):
         raise ValueError(f"[{op}] {name} must be a finite number in {low:g}..{high:g}, got {value!r}")
     return result
@@ -86,7 +88,7 @@ def sizes(op: str, name: str, shape: Any, rank: int | None = None) -> tuple[int,
 
 def check_size(op: str, name: str, shape: Sequence[int]) -> None:
     """Refuses a shape that no machine could hold, before anything multiplies it in C."""
-    if math.prod(shape) * 4 > BYTES_MAX or any(s > INT_MAX for s in shape):
+    if math.prod(max(s, 1) for s in shape) * 4 > BYTES_MAX or any(s > INT_MAX for s in shape):
         raise ValueError(f"[{op}] {name} of shape {tuple(shape)} is too large")
 
 
@@ -389,13 +391,11 @@ def array(op: str, name: str, value: Any, rank: int | None = None) -> np.ndarray
     if type(value) is not np.ndarray:
         if value is None or isinstance(value, (str, bytes, dict, set)):
             raise TypeError(f"[{op}] {name} must be an array of numbers, got {type(value).__name__}")
-        try:
-            value = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(f"[{op}] {name} is not a regular array: {error}") from None
+        value = _as_array(op, name, value)
     if value.dtype != np.float32:
         if value.dtype.kind not in "fiub":
             raise TypeError(f"[{op}] {name} must hold real numbers, got dtype {value.dtype}")
+        check_size(op, name, value.shape)
         value = value.astype(np.float32)
     if not (value.dtype.isnative and value.flags.aligned):
         value = np.array(value, dtype=np.float32)
@@ -403,6 +403,24 @@ def array(op: str, name: str, value: Any, rank: int | None = None) -> np.ndarray
         raise ValueError(f"[{op}] {name} must have {rank} axes, got shape {value.shape}")
     check_size(op, name, value.shape)
     return value
+
+
+def _as_array(op: str, name: str, value: Any) -> np.ndarray:
+    """`value` as some array; nested lists that are not regular are a ValueError."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"[{op}] {name} is not a regular array of numbers: {error}") from None
+
+
+def empty(op: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """A new array, or a ValueError where the machine has not the memory."""
+    try:
+        return np.empty(shape, dtype)
+    except MemoryError:
+        raise ValueError(f"[{op}] an array of shape {shape} does not fit into memory") from None
 
 
 def layout(value: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -425,7 +443,7 @@ def class_labels(op: str, value: Any, n: int, classes: int) -> tuple[np.ndarray 
 
     Labels are integers 0..classes-1 of shape (N,), or one row of probabilities a sample (one-hot).
     """
-    labels = value if isinstance(value, np.ndarray) else np.asarray(value)
+    labels = _as_array(op, "labels", value)
     if labels.dtype.kind not in "fiub":
         raise TypeError(f"[{op}] labels must be numbers, got dtype {labels.dtype}")
     if labels.ndim == 2 and labels.shape == (n, classes) and not (classes == 1 and labels.dtype.kind in "iu"):
@@ -452,14 +470,23 @@ def probabilities(op: str, labels: np.ndarray) -> np.ndarray:
     return rows
 
 
+def check_plane(op: str, x: Sequence[int]) -> None:
+    """Refuses images whose pixels an int32 argmax cannot number."""
+    if x[2] * x[3] > INT_MAX:
+        raise ValueError(
+            f"[{op}] a plane of {x[2]} x {x[3]} has more than {INT_MAX} pixels, too many for an int32 argmax"
+        )
+
+
 def max_pool_indices(op: str, value: Any, dy: Sequence[int], x: Sequence[int]) -> np.ndarray:
     """argmax as int32, of dy's shape, each in 0..H*W-1 of the input plane."""
-    indices = value if isinstance(value, np.ndarray) else np.asarray(value)
+    indices = _as_array(op, "argmax", value)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"[{op}] argmax must hold integers, got dtype {indices.dtype}")
     expect_shape(op, "argmax", indices.shape, dy)
     expect_shape(op, "dy", (dy[0], dy[1]), (x[0], x[1]))
     plane = x[2] * x[3]
+    check_plane(op, x)
     if indices.size and not (indices.min() >= 0 and indices.max() < plane):
         raise ValueError(
             f"[{op}] argmax must be in 0..{plane - 1}, a place in its plane, got {indices.min()}..{indices.max()}"

@@ -1,12 +1,18 @@
 /* Softmax and the losses: each sample's loss in parallel, then their mean in order, in double precision.
  * A gradient argument may be NULL, when only the loss is wanted. */
 
-/* y = exp(x - max) / sum over a row; returns log(sum) + max, the row's log-sum-exp. y may be x. */
-static float softmax_row(float *y, const float *x, int64_t columns)
+static float row_max(const float *x, int64_t columns)
 {
     float highest = x[0];
     for (int64_t c = 1; c < columns; c++)
         highest = x[c] > highest || x[c] != x[c] ? x[c] : highest;
+    return highest;
+}
+
+/* y = exp(x - highest) / sum over a row; returns log(sum). Apart from `highest`, which may be so large that the
+ * difference of two log-sum-exps would have few digits left. y may be x. */
+static float softmax_row(float *y, const float *x, float highest, int64_t columns)
+{
     vec sum = splat(0);
     for (int64_t c = 0; c < columns; c += VL) {
         const vec e = vec_exp(load_n(x + c, columns - c) - highest);
@@ -16,7 +22,7 @@ static float softmax_row(float *y, const float *x, int64_t columns)
     const float total = lane_sum(sum);
     for (int64_t c = 0; c < columns; c += VL)
         store_n(y + c, load_n(y + c, columns - c) / total, columns - c);
-    return logf(total) + highest;
+    return logf(total);
 }
 
 /* y, x */
@@ -27,7 +33,7 @@ static void softmax(const void *desc, void *const *args)
     const float *x = args[1];
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < d->rows; i++)
-        softmax_row(y + i * d->columns, x + i * d->columns, d->columns);
+        softmax_row(y + i * d->columns, x + i * d->columns, row_max(x + i * d->columns, d->columns), d->columns);
 }
 
 /* dx, dy, y: dx = y (dy - sum(dy y)) */
@@ -80,15 +86,15 @@ static void softmax_cross_entropy(const void *desc, void *const *args)
     for (int64_t i = 0; i < d->rows; i++) {
         const float *z = logits + i * d->columns;
         float *p = dlogits ? dlogits + i * d->columns : own;
-        const float log_sum = softmax_row(p, z, d->columns);
+        const float highest = row_max(z, d->columns), log_sum = softmax_row(p, z, highest, d->columns);
         if (labels) {
-            samples[i] = log_sum - z[labels[i]];
+            samples[i] = log_sum + (highest - z[labels[i]]);
             p[labels[i]] -= 1.0f;
         } else {
             const float *t = targets + i * d->columns;
             float loss = 0, total = 0;
             for (int64_t c = 0; c < d->columns; c++) {
-                loss += t[c] != 0.0f ? t[c] * (log_sum - z[c]) : 0.0f;
+                loss += t[c] != 0.0f ? t[c] * (log_sum + (highest - z[c])) : 0.0f;
                 total += t[c];
             }
             for (int64_t c = 0; c < d->columns; c++)

@@ -22,7 +22,7 @@ typedef struct {
     int64_t w_tap, inner, w_outer, w_inner, w_column, w_group;
 } outer;
 
-enum { CHUNK_PIXELS = 256, CHUNK_FLOATS = 65536, MAX_SLICES = 8 };
+enum { CHUNK_PIXELS = 256, CHUNK_FLOATS = 65536, MAX_SLICES = 8, WANTED_TASKS = 16 };
 
 /* acc[i][j] += x[pixel][i] * dy[pixel][j] over rows of n pixels each. */
 typedef struct {

@@ -32,18 +32,22 @@ typedef struct {
     float alpha, beta;
 } product;
 
-enum { BLOCK_TILES = 8, GROUP_PANELS = 8, PACK_STRIP = 16, WANTED_TASKS = 16, PANEL = 2 * VL, ROW_GAP = 16 };
+enum { BLOCK_TILES = 8, COPIED_TILES = 16, GROUP_PANELS = 8, PACK_STRIP = 16, PANEL = 2 * VL, ROW_GAP = 17 };
+enum { CHUNK = 512, TASKS_A_THREAD = 4 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
 INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - panel * PANEL > VL ? 2 : 1; }
 
 /* l is summed in chunks: a panel's part stays in L2, and short running sums keep the rounding error low. */
-INLINE int64_t chunk_length(int64_t taps) { return MIN(256, MAX(16, 576 / taps / 16 * 16)); }
-INLINE int64_t block_tiles(int64_t taps) { return MAX(1, MIN(BLOCK_TILES, 128 / taps)); }
+INLINE int64_t chunk_length(int64_t taps) { return MIN(CHUNK, MAX(16, 576 / taps / 16 * 16)); }
 INLINE int64_t product_taps(const product *p) { return p->v.taps * p->h.taps; }
 
 /* With one tap the rows are copied side by side: rows a power of two apart would share few cache sets. */
 INLINE int copies_rows(const product *p) { return product_taps(p) == 1 && (p->in_channel != 1 || p->in_pixel >= 512); }
+INLINE int64_t block_tiles(const product *p)
+{
+    return copies_rows(p) ? COPIED_TILES : MAX(1, MIN(BLOCK_TILES, 128 / product_taps(p)));
+}
 
 typedef struct {
     int64_t packed, zeros, shared;               /* floats */
@@ -52,7 +56,7 @@ typedef struct {
 
 static product_space product_layout(const product *p)
 {
-    const int64_t taps = product_taps(p), tiles = block_tiles(taps);
+    const int64_t taps = product_taps(p), tiles = block_tiles(p);
     product_space s;
     s.packed = p->groups * panels(p->columns) * taps * p->len * PANEL;
     s.zeros = line_floats(p->len);
@@ -70,44 +74,53 @@ static int64_t product_workspace(const product *p, int64_t threads)
     return s.shared * (int64_t)sizeof(float) + threads * s.per_thread;
 }
 
-/* Strip by strip of l, so that what is written stays in L1 whichever stride of w is the short one. */
-static void pack_panel_strip(const product *p, int64_t group, int64_t panel, int64_t l0, int64_t l1, float *to)
+/* Packed weights: [group][chunk of l][panel][tap][l of the chunk][vectors], so that what a block reads next lies
+ * next. Where a group's panel begins in the chunk that starts at l0: */
+INLINE int64_t panel_offset(const product *p, int64_t l0, int64_t panel)
 {
-    const int64_t taps = product_taps(p), width = panel_vectors(p->columns, panel) * VL;
-    const int64_t columns = MIN(width, p->columns - panel * PANEL);
+    const int64_t len = MIN(chunk_length(product_taps(p)), p->len - l0);
+    return (l0 * panels(p->columns) + panel * len) * product_taps(p) * PANEL;
+}
+
+/* Packs l0..l1 of a panel, which lie in the chunk at `chunk`: strip by strip of l, so that what is written stays in
+ * L1 whichever stride of w is the short one. */
+static void pack_panel_strip(const product *p, int64_t group, int64_t panel, int64_t chunk, int64_t l0, int64_t l1,
+                             float *to)
+{
+    const int64_t taps = product_taps(p), len = MIN(chunk_length(taps), p->len - chunk);
+    const int64_t width = panel_vectors(p->columns, panel) * VL, columns = MIN(width, p->columns - panel * PANEL);
     const float *from = p->w + group * p->w_group + panel * PANEL * p->w_column;
-    if (columns < width || p->w_column != 1)
+    to += panel_offset(p, chunk, panel) - chunk * width;
+    if (columns < width)
         for (int64_t t = 0; t < taps; t++)
-            memset(to + (t * p->len + l0) * width, 0, sizeof(float) * (size_t)((l1 - l0) * width));
+            memset(to + (t * len + l0) * width, 0, sizeof(float) * (size_t)((l1 - l0) * width));
     if (p->w_column == 1) {
         for (int64_t t = 0; t < taps; t++)
             for (int64_t l = l0; l < l1; l++)
-                memcpy(to + (t * p->len + l) * width,
-                       from + t * p->w_tap + l / p->inner * p->w_outer + l % p->inner * p->w_inner,
-                       sizeof(float) * (size_t)columns);
+                copy_floats(to + (t * len + l) * width,
+                            from + t * p->w_tap + l / p->inner * p->w_outer + l % p->inner * p->w_inner, columns);
         return;
     }
     for (int64_t k = 0; k < columns; k++)
         for (int64_t l = l0; l < l1; l++) {
             const float *w = from + k * p->w_column + l / p->inner * p->w_outer + l % p->inner * p->w_inner;
             for (int64_t t = 0; t < taps; t++)
-                to[(t * p->len + l) * width + k] = w[t * p->w_tap];
+                to[(t * len + l) * width + k] = w[t * p->w_tap];
         }
 }
 
 static void pack_weights(const product *p, float *packed, float *zeros)
 {
-    const int64_t all = p->groups * panels(p->columns), strips = ceil_div(p->len, PACK_STRIP);
-    const int64_t panel_floats = product_taps(p) * p->len * PANEL;
+    const int64_t all = panels(p->columns), strips = ceil_div(p->len, PACK_STRIP);
+    const int64_t chunk = chunk_length(product_taps(p)), group_floats = all * product_taps(p) * p->len * PANEL;
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < all * strips + 1; task++) {
-        if (task == all * strips) {
+    for (int64_t task = 0; task < p->groups * all * strips + 1; task++) {
+        const int64_t group = task / strips / all, panel = task / strips % all, l0 = task % strips * PACK_STRIP;
+        if (group == p->groups)
             memset(zeros, 0, sizeof(float) * (size_t)p->len);
-            continue;
-        }
-        const int64_t which = task / strips, l0 = task % strips * PACK_STRIP;
-        pack_panel_strip(p, which / panels(p->columns), which % panels(p->columns), l0,
-                         MIN(p->len, l0 + PACK_STRIP), packed + which * panel_floats);
+        else
+            pack_panel_strip(p, group, panel, l0 / chunk * chunk, l0, MIN(p->len, l0 + PACK_STRIP),
+                             packed + group * group_floats);
     }
 }
 
@@ -154,15 +167,21 @@ static int64_t find_rows(const block *b, int64_t t, tile_tap *table, float **y)
     const int64_t rows = tile_rows(b, t);
     const float *image[TILE_ROWS];
     int64_t row[TILE_ROWS], column[TILE_ROWS], used = 0;
+    const int64_t first = b->first_pixel + part_start(b->pixels, t, b->tiles), line = first / b->h.count;
+    int64_t n = line / b->v.count, oh = line % b->v.count, ow = first % b->h.count;
     for (int64_t i = 0; i < rows; i++) {
-        const int64_t pixel = b->first_pixel + part_start(b->pixels, t, b->tiles) + i;
-        const int64_t n = pixel / (b->v.count * b->h.count);
-        const int64_t oh = pixel / b->h.count % b->v.count, ow = pixel % b->h.count;
         image[i] = p->in + n * p->v.in * p->h.in * p->in_pixel + b->group * p->len * p->in_channel;
         row[i] = oh * b->v.in_step;
         column[i] = ow * b->h.in_step;
         y[i] = p->out + b->group * p->columns +
                ((n * p->v.out + b->v.first + oh * b->v.step) * p->h.out + b->h.first + ow * b->h.step) * p->out_pixel;
+        if (++ow == b->h.count) {
+            ow = 0;
+            if (++oh == b->v.count) {
+                oh = 0;
+                n++;
+            }
+        }
     }
     for (int64_t r = 0; r < b->v.taps; r++)
         for (int64_t s = 0; s < b->h.taps; s++) {
@@ -173,7 +192,7 @@ static int64_t find_rows(const block *b, int64_t t, tile_tap *table, float **y)
                 table[used].x[i] = valid ? image[i] + (ih * p->h.in + iw) * p->in_pixel : b->zeros;
                 any |= valid;
             }
-            table[used].w_row = (b->v.tap[r] * p->h.taps + b->h.tap[s]) * p->len;
+            table[used].tap = b->v.tap[r] * p->h.taps + b->h.tap[s];
             used += any;
         }
     return used;
@@ -200,16 +219,16 @@ static void run_block(const block *b)
     const product *p = b->p;
     const int64_t taps = product_taps(p), chunk = chunk_length(taps);
     const int copies = copies_rows(p);
-    int64_t used[BLOCK_TILES];
-    float *y[BLOCK_TILES][TILE_ROWS];
-    tile_tap copied[BLOCK_TILES] = { 0 };
+    int64_t used[COPIED_TILES];
+    float *y[COPIED_TILES][TILE_ROWS];
+    tile_tap copied[COPIED_TILES] = { 0 };
     for (int64_t t = 0; t < b->tiles; t++) {
         used[t] = find_rows(b, t, b->tables + t * taps, y[t]);
         for (int64_t i = 0; copies && i < TILE_ROWS; i++)
             copied[t].x[i] = b->rows + (t * TILE_ROWS + i) * (chunk + ROW_GAP);
     }
     for (int64_t l0 = 0; l0 < p->len; l0 += chunk) {
-        const tile_range range = { copies ? 0 : l0, l0, MIN(chunk, p->len - l0) };
+        const tile_range range = { copies ? 0 : l0, MIN(chunk, p->len - l0) };
         for (int64_t t = 0; copies && t < b->tiles; t++)
             if (used[t])
                 copy_rows(b, b->tables + t, tile_rows(b, t), l0, l0 + range.len, copied + t);
@@ -224,7 +243,7 @@ static void run_block(const block *b)
                 const tile_store out = { to, MIN(PANEL, p->columns - panel * PANEL), l0 ? NULL : bias, p->alpha,
                                          l0 ? 1 : p->beta };
                 functions[rows - 1](used[t], copies ? copied + t : b->tables + t * taps,
-                                    b->packed + panel * taps * p->len * PANEL, &range, &out);
+                                    b->packed + panel_offset(p, l0, panel), &range, &out);
             }
         }
     }
@@ -235,11 +254,12 @@ static void run_phase(block b, float *packed)
 {
     const product *p = b.p;
     const int64_t pixels = p->images * b.v.count * b.h.count, all = panels(p->columns);
-    const int64_t pixels_at_once = block_tiles(product_taps(p)) * TILE_ROWS, blocks = ceil_div(pixels, pixels_at_once);
+    const int64_t pixels_at_once = block_tiles(p) * TILE_ROWS, blocks = ceil_div(pixels, pixels_at_once);
     if (pixels == 0)
         return;
-    const int64_t wanted = ceil_div(WANTED_TASKS, blocks * p->groups);
-    const int64_t panel_groups = MIN(all, MAX(wanted, ceil_div(all, GROUP_PANELS)));
+    const int64_t wanted = ceil_div(TASKS_A_THREAD * omp_get_num_threads(), blocks * p->groups);
+    const int64_t most = copies_rows(p) ? all : GROUP_PANELS;
+    const int64_t panel_groups = MIN(all, MAX(wanted, ceil_div(all, most)));
     const int64_t panel_floats = product_taps(p) * p->len * PANEL;
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t task = 0; task < p->groups * blocks * panel_groups; task++) {

@@ -8,12 +8,12 @@
  * one float of each row; rows x vectors accumulators stay in registers. */
 
 typedef struct {
-    int64_t w_row;       /* the tap's first row of a panel of weights */
+    int64_t tap;         /* its number, which tells its rows of a panel of weights */
     const float *x[TILE_ROWS];
 } tile_tap;
 
-/* The part of l that a call sums over: x[tap][i][x_first + l] times row w_row + w_first + l of the panel. */
-typedef struct { int64_t x_first, w_first, len; } tile_range;
+/* The part of l that a call sums over: x[tap][i][first + l] times row tap * len + l of the panel. */
+typedef struct { int64_t first, len; } tile_range;
 
 typedef struct {
     float *const *y;     /* the first column of each row */
@@ -25,19 +25,43 @@ typedef struct {
 typedef void (*tile_function)(int64_t taps, const tile_tap *tap, const float *panel, const tile_range *range,
                               const tile_store *out);
 
+/* All rows of y are read before the first is written: rows 4096 bytes apart would otherwise wait for stores that
+ * look like theirs. */
+INLINE void tile_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2], const tile_store *out)
+{
+    const float alpha = out->alpha, old = out->old, *bias = out->bias;
+    const int64_t columns = out->columns;
+    float *const *y = out->y;
+    UNROLL for (int j = 0; j < vectors; j++) {
+        const int64_t n = columns - j * VL;
+        const vec shift = bias ? load_n(bias + j * VL, n) : splat(0);
+        UNROLL for (int i = 0; i < rows; i++)
+            acc[i][j] = alpha * acc[i][j] + shift;
+        if (old != 0)
+            UNROLL for (int i = 0; i < rows; i++)
+                acc[i][j] = acc[i][j] + old * load_n(y[i] + j * VL, n);
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++)
+            store_n(y[i] + j * VL, acc[i][j], columns - j * VL);
+}
+
 INLINE void tile(const int rows, const int vectors, int64_t taps, const tile_tap *tap, const float *panel,
                  const tile_range *range, const tile_store *out)
 {
     const int64_t len = range->len;
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++)
+            __builtin_prefetch(out->y[i] + j * VL, 1);
     vec acc[TILE_ROWS][2];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             acc[i][j] = (vec){ 0 };
     for (; taps > 0; taps--, tap++) {
-        const float *w = panel + (tap->w_row + range->w_first) * vectors * VL;
+        const float *w = panel + tap->tap * len * vectors * VL;
         const float *x[TILE_ROWS];
         UNROLL for (int i = 0; i < rows; i++)
-            x[i] = tap->x[i] + range->x_first;
+            x[i] = tap->x[i] + range->first;
         for (int64_t l = 0; l < len; l++, w += vectors * VL) {
             vec b[2];
             UNROLL for (int j = 0; j < vectors; j++)
@@ -49,17 +73,7 @@ INLINE void tile(const int rows, const int vectors, int64_t taps, const tile_tap
             }
         }
     }
-    UNROLL for (int j = 0; j < vectors; j++) {
-        const int64_t n = out->columns - j * VL;
-        const vec bias = out->bias ? load_n(out->bias + j * VL, n) : splat(0);
-        UNROLL for (int i = 0; i < rows; i++) {
-            float *y = out->y[i] + j * VL;
-            vec v = out->alpha * acc[i][j] + bias;
-            if (out->old != 0)
-                v = v + out->old * load_n(y, n);
-            store_n(y, v, n);
-        }
-    }
+    tile_finish(rows, vectors, acc, out);
 }
 
 #define TILE_SIZES_6(T) T(1) T(2) T(3) T(4) T(5) T(6)

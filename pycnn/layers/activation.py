@@ -28,7 +28,8 @@ class Activation(Layer):
         check("Activation", activation)
         if activation is None:
             raise ValueError(f"[Activation] activation must be one of {', '.join(NAMES)}, got None")
-        super().__init__(name=name, input_shape=input_shape, activation=activation)
+        super().__init__(name=name, input_shape=input_shape)
+        self._remember(activation=activation)
         self._operator = operator(activation)
 
     def emit(self, graph: Graph, x: Value) -> Value:
@@ -40,8 +41,9 @@ class _Named(Layer):
 
     activation = ""
 
-    def __init__(self, *, name: str | None = None, input_shape: Any = None, **options: Any):
-        super().__init__(name=name, input_shape=input_shape, **options)
+    def __init__(self, *, name: str | None = None, input_shape: Any = None, **options: float):
+        super().__init__(name=name, input_shape=input_shape)
+        self._remember(**options)
         self._operator = operator(self.activation, **options)
 
     def emit(self, graph: Graph, x: Value) -> Value:
@@ -106,3 +108,6 @@ class Softmax(_Named):
     """exp(x) / sum of exp(x), over the classes of (N, classes)."""
 
     activation = "softmax"
+
+    def __init__(self, *, name: str | None = None, input_shape: Any = None):
+        super().__init__(name=name, input_shape=input_shape)

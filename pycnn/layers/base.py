@@ -1,5 +1,7 @@
 """What every layer shares: parameters by name, emission into a graph, and working alone."""
 
+import copy
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,22 +25,45 @@ class ParameterArrays(dict):
         shapes.expect_shape("params", name, array.shape, self[name].shape)
         self[name][...] = array
 
+    def update(self, *others: Any, **named: Any) -> None:
+        for name, value in dict(*others, **named).items():
+            self[name] = value
+
+    def __ior__(self, other: Any) -> "ParameterArrays":
+        self.update(other)
+        return self
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        return self[name]
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"{name!r} belongs to the layer and cannot be removed")
+
+    def clear(self) -> None:
+        raise TypeError("the arrays belong to the layer and cannot be removed")
+
+    def pop(self, name: str, *default: Any) -> Any:
+        del self[name]
+
+    def popitem(self) -> Any:
+        self.clear()
+
 
 class Layer:
     """A step of a model. It also works alone: `forward`, then `backward`.
 
-    A subclass sets its options in __init__ through `super().__init__(**options)`, creates its parameters in
-    `create` and adds its operations to a graph in `emit`. Subclasses are known by name to `load`.
+    A subclass remembers its options in __init__ (`_remember`), creates its parameters in `create` and adds its
+    operations to a graph in `emit`. Subclasses are known by name to `load`.
     """
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         LAYERS[cls.__name__] = cls
 
-    def __init__(self, *, name: str | None = None, input_shape: Any = None, **options: Any):
+    def __init__(self, *, name: str | None = None, input_shape: Any = None):
         if name is not None and not (isinstance(name, str) and name):
             raise ValueError(f"[{type(self).__name__}] name must be a string that is not empty, got {name!r}")
-        self._options = options
+        self._options: dict[str, Any] = {}
         self._named = name is not None
         self.name = name or type(self).__name__.lower()
         self._trainable = True
@@ -48,6 +73,10 @@ class Layer:
         self._executors: dict[Shape, Executors] = {}
         self._dropouts = Dropouts()
         self._last: Executor | None = None
+
+    def _remember(self, **options: Any) -> None:
+        """Keeps the constructor's arguments for get_config."""
+        self._options = options
 
     # ------------------------------------------------------------------ what a subclass defines
 
@@ -91,7 +120,13 @@ class Layer:
         """Creates the parameters for `input_shape`, without the batch axis; a second call must agree with it."""
         shape = shapes.sizes(self.name, "input_shape", input_shape)
         if self._built_for is None:
-            self.create(shape, np.random.default_rng(seed))
+            unbuilt = [layer for layer in (self, *below(self)) if not layer.built]
+            try:
+                self.create(shape, np.random.default_rng(seed))
+            except Exception:
+                for layer in unbuilt:  # so that a refused shape leaves nothing behind
+                    layer.parameters, layer._built_for = {}, None
+                raise
             self._built_for = shape
         self._check_input(shape)
 
@@ -116,6 +151,15 @@ class Layer:
         graph = Graph()
         graph.outputs = [self.emit(graph, graph.input(input_shape))]
         return graph
+
+    def __deepcopy__(self, memo: dict) -> "Layer":
+        """A copy with its own parameters; plans are made anew when it runs."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        left_out = {"_executors": {}, "_last": None}
+        for name, value in self.__dict__.items():
+            twin.__dict__[name] = left_out[name] if name in left_out else copy.deepcopy(value, memo)
+        return twin
 
     # --------------------------------------------------------------------------- public surface
 
@@ -195,6 +239,35 @@ class Layer:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
 
 
+def below(layer: Layer) -> Iterator[Layer]:
+    """All layers inside a layer, at any depth, each before those inside it."""
+    for child in layer.children:
+        yield child
+        yield from below(child)
+
+
+def name_layers(layer: Layer) -> None:
+    """Gives the layers inside that have no name one of their own: conv2d, conv2d_1, ...
+
+    Equal given names are refused, and so is a layer that stands in two places.
+    """
+    inside = list(below(layer))
+    if len({id(part) for part in inside}) < len(inside):
+        raise ValueError(f"[{layer.name}] a layer stands in two places of the model; each must be a layer of its own")
+    taken = Counter(part.name for part in inside if part._named)
+    for name, count in taken.items():
+        if count > 1:
+            raise ValueError(f"[{layer.name}] {count} layers have the name {name!r}; names must differ")
+    for part in inside:
+        if not part._named:
+            base, number = type(part).__name__.lower(), 0
+            part.name = base
+            while part.name in taken:
+                number += 1
+                part.name = f"{base}_{number}"
+            taken[part.name] += 1
+
+
 def to_config(layer: Layer) -> dict[str, Any]:
     """A layer as plain data: its class and its options, layers among them likewise."""
     config = {k: _plain(v) for k, v in layer.get_config().items()}
@@ -202,21 +275,22 @@ def to_config(layer: Layer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    """Layers and numbers of NumPy as what JSON knows."""
     if isinstance(value, Layer):
         return to_config(value)
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def from_config(config: Any) -> Layer:
     """The layer that `to_config` described."""
-    if not isinstance(config, dict) or config.get("class") not in LAYERS:
-        raise ValueError(f"[load] unknown layer {config!r}")
+    if not isinstance(config, dict) or not isinstance(config.get("class"), str) or config["class"] not in LAYERS:
+        raise ValueError(f"[load] unknown layer {str(config)[:100]!r}")
     options = {k: _from_plain(v) for k, v in config["config"].items()}
     layer = LAYERS[config["class"]](**options)
-    if not config.get("trainable", True):
-        layer.trainable = False
+    # Not through the property, which would set the layers inside, each of which has its own flag.
+    layer._trainable = shapes.boolean("load", "trainable", config.get("trainable", True))
     return layer
 
 

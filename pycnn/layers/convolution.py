@@ -37,10 +37,9 @@ class Conv2D(Layer):
         name: str | None = None,
     ):
         op = type(self).__name__
-        super().__init__(
-            name=name, input_shape=input_shape, filters=filters, kernel_size=kernel_size, stride=stride,
-            padding=padding, dilation=dilation, groups=groups, bias=bias, activation=activation, init=init,
-        )  # fmt: skip
+        super().__init__(name=name, input_shape=input_shape)
+        self._remember(filters=filters, kernel_size=kernel_size, stride=stride,
+            padding=padding, dilation=dilation, groups=groups, bias=bias, activation=activation, init=init)  # fmt: skip
         self._take(op, kernel_size, stride, padding, dilation, bias, activation, init)
         self.filters = shapes.integer(op, "filters", filters, 1)
         self.groups = shapes.integer(op, "groups", groups, 1)
@@ -117,10 +116,9 @@ class DepthwiseConv2D(Conv2D):
         name: str | None = None,
     ):
         op = type(self).__name__
-        Layer.__init__(
-            self, name=name, input_shape=input_shape, kernel_size=kernel_size, stride=stride, padding=padding,
-            dilation=dilation, multiplier=multiplier, bias=bias, activation=activation, init=init,
-        )  # fmt: skip
+        Layer.__init__(self, name=name, input_shape=input_shape)
+        self._remember(kernel_size=kernel_size, stride=stride, padding=padding,
+            dilation=dilation, multiplier=multiplier, bias=bias, activation=activation, init=init)  # fmt: skip
         self._take(op, kernel_size, stride, padding, dilation, bias, activation, init)
         self.multiplier = shapes.integer(op, "multiplier", multiplier, 1)
 

@@ -24,7 +24,8 @@ class Dense(Layer):
         name: str | None = None,
         input_shape: Any = None,
     ):
-        super().__init__(name=name, input_shape=input_shape, units=units, activation=activation, bias=bias, init=init)
+        super().__init__(name=name, input_shape=input_shape)
+        self._remember(units=units, activation=activation, bias=bias, init=init)
         self.units = shapes.integer("Dense", "units", units, 1)
         self.bias = shapes.boolean("Dense", "bias", bias)
         activations.check("Dense", activation)
@@ -58,7 +59,8 @@ class Dropout(Layer):
     (Srivastava et al. 2014, section 4, scaled in training instead of after it)."""
 
     def __init__(self, rate: float, *, name: str | None = None, input_shape: Any = None):
-        super().__init__(name=name, input_shape=input_shape, rate=rate)
+        super().__init__(name=name, input_shape=input_shape)
+        self._remember(rate=rate)
         self.rate = shapes.number("Dropout", "rate", rate, 0, math.nextafter(1, 0))
 
     def emit(self, graph: Graph, x: Value) -> Value:

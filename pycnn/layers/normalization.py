@@ -17,7 +17,8 @@ class BatchNorm(Layer):
     """
 
     def __init__(self, momentum: float = 0.9, eps: float = 1e-5, *, name: str | None = None, input_shape: Any = None):
-        super().__init__(name=name, input_shape=input_shape, momentum=momentum, eps=eps)
+        super().__init__(name=name, input_shape=input_shape)
+        self._remember(momentum=momentum, eps=eps)
         self.momentum = shapes.number("BatchNorm", "momentum", momentum, 0, 1)
         self.eps = shapes.number("BatchNorm", "eps", eps, 0)
 

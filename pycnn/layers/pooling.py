@@ -30,7 +30,8 @@ class MaxPool2D(Layer):
         input_shape: Any = None,
     ):
         options = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode}
-        super().__init__(name=name, input_shape=input_shape, pool_size=pool_size, **options)
+        super().__init__(name=name, input_shape=input_shape)
+        self._remember(pool_size=pool_size, **options)
         _check("MaxPool2D", pool_size, **options)
         self._operator = operators.MaxPool2D(pool_size, **options)
 
@@ -58,7 +59,8 @@ class AvgPool2D(Layer):
             "ceil_mode": ceil_mode,
             "count_include_pad": count_include_pad,
         }
-        super().__init__(name=name, input_shape=input_shape, pool_size=pool_size, **options)
+        super().__init__(name=name, input_shape=input_shape)
+        self._remember(pool_size=pool_size, **options)
         _check("AvgPool2D", pool_size, **options)
         self._operator = operators.AvgPool2D(pool_size, **options)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from pycnn import operators
 from pycnn.graph import Graph, Shape, Value
-from pycnn.layers.base import Layer, as_list
+from pycnn.layers.base import Layer, as_list, name_layers
 
 
 def build_chain(layers: list[Layer], shape: Shape, generator: np.random.Generator) -> Shape:
@@ -27,9 +27,11 @@ class Residual(Layer):
     """body(x) + shortcut(x); each a layer or a list of layers, the shortcut x itself by default (He et al. 2016)."""
 
     def __init__(self, body: Any, shortcut: Any = None, *, name: str | None = None, input_shape: Any = None):
-        super().__init__(name=name, input_shape=input_shape, body=body, shortcut=shortcut)
+        super().__init__(name=name, input_shape=input_shape)
+        self._remember(body=body, shortcut=shortcut)
         self.body = as_list("Residual", "body", body)
         self.shortcut = [] if shortcut is None else as_list("Residual", "shortcut", shortcut)
+        name_layers(self)
 
     @property
     def children(self) -> list[Layer]:

@@ -90,6 +90,8 @@ def batch_norm_backward(dy: Nested, cache: BatchNormCache) -> tuple[Nested, Nest
     With running statistics mean and variance are constants, and the last two terms are absent.
     """
     op = "batch_norm_backward"
+    if not isinstance(cache, BatchNormCache):
+        raise TypeError(f"[{op}] cache must be what batch_norm returned, got {type(cache).__name__}")
     expect(op, "dy", dy, shape_of(op, "x", cache.x_hat))
     channels = range(len(cache.gamma))
     m = len(_channel(dy, 0))
