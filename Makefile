@@ -9,6 +9,7 @@ SOURCES := $(shell find csrc pycnn -name '*.[ch]' -o -name '*.def' -o -name '*.p
            pyproject.toml setup.py MANIFEST.in README.md
 C_FILES := csrc/dispatch.c csrc/plan.c $(wildcard csrc/isa/*.c)
 C_CHECK := -std=gnu11 -O1 -fopenmp -Wall -Wextra -Werror -fsyntax-only
+AARCH64_CC := aarch64-linux-gnu-gcc
 ISAS = $(shell $(BIN)/python -c "from pycnn import native; print(*native.usable_instruction_sets())")
 
 .PHONY: demo test lint smoke bench sanitize format clean
@@ -42,6 +43,7 @@ lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	for file in $(C_FILES); do $(CC) $(C_CHECK) $$file || exit 1; done
+	if command -v $(AARCH64_CC) > /dev/null; then $(AARCH64_CC) $(C_CHECK) csrc/isa/neon.c; fi
 
 # A user's first minute with the wheel, away from the sources, in an environment of its own.
 smoke: $(VENV)/.wheel
@@ -50,7 +52,7 @@ smoke: $(VENV)/.wheel
 	cd $(VENV) && smoke/bin/python ../tests/smoke.py ../dist
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/pycnn bench
 
 sanitize: | $(BIN)/python
 	sh tools/sanitize.sh $(VENV)

@@ -264,7 +264,8 @@ def test_conv2d_depthwise(channels, multiplier):
 
 def test_conv2d_depthwise_of_many_rows():
     """More rows of outputs than the slices of a sum."""
-    check_conv2d((3, 5, 30, 11), (5, 1, 3, 3), groups=5, padding=1)
+    for channels in (5, 9 * VL + 1):
+        check_conv2d((3, channels, 30, 11), (channels, 1, 3, 3), groups=channels, padding=1)
 
 
 def test_conv2d_random_shapes_in_double_precision():

@@ -159,7 +159,7 @@ def test_omp_num_threads_is_respected(threads):
 
 def test_info():
     info = cnn.info()
-    assert list(info) == ["version", "compiler", "isa", "usable_isas", "threads", "openmp"]
+    assert {"version", "compiler", "isa", "usable_isas", "threads", "openmp"} <= set(info)
     assert info["version"] == cnn.__version__
     assert info["isa"] in info["usable_isas"] and set(info["usable_isas"]) <= set(native.INSTRUCTION_SETS)
     assert info["usable_isas"][-1] == "baseline" and isinstance(info["compiler"], str)

@@ -19,11 +19,10 @@ from pycnn import native
 from pycnn.bench import cases, kernel_peer, python_peer
 
 TOLERANCE = 1e-3
-# The shares of peak are those of `python -m pycnn bench` on one 3x3 layer of ResNet and one matrix product.
 SECONDS_A_CASE = 0.3
 
 
-def best_time(functions: dict[str, Callable[[], Any]], seconds: float = SECONDS_A_CASE) -> dict[str, float]:
+def best_time(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
     """The shortest time of each function in seconds, all run in turn until `seconds` each are used up."""
     best = dict.fromkeys(functions, float("inf"))
     used = dict.fromkeys(functions, 0.0)
@@ -44,9 +43,10 @@ def _verify(contestant: str, case: str, result: Any, expected: np.ndarray) -> No
         raise RuntimeError(f"{contestant} computes another {case}: its result differs by {error:.1e} of the largest")
 
 
-def _numpy_times() -> dict[str, float]:
+def _numpy_times(seconds: float) -> dict[str, float]:
     """Verified times of the NumPy versions, from a process of its own."""
-    run = subprocess.run([sys.executable, "-m", "pycnn.bench.numpy_peer"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pycnn.bench.numpy_peer", str(seconds)]
+    run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"the NumPy benchmark failed: {run.stderr.strip()}")
     return json.loads(run.stdout)
@@ -68,14 +68,14 @@ def _on_threads(threads: int, function: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
-def compare(report: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
+def compare(report: Callable[[str], None], seconds: float) -> list[dict[str, Any]]:
     """A row a case: its name and the seconds of each contestant."""
     threads = native.get_num_threads()
     inputs = cases.inputs()
     python = python_peer.functions(inputs)
     torch = _torch_functions()
     report("measuring NumPy ...")
-    numpy_times = _numpy_times()
+    numpy_times = _numpy_times(seconds)
     rows = []
     try:
         for case in cases.NAMES:
@@ -92,30 +92,30 @@ def compare(report: Callable[[str], None] = lambda line: None) -> list[dict[str,
             if torch:
                 _verify("PyTorch", case, _torch_functions()[case](), expected)
                 contestants["torch"] = torch[case]
-            times = best_time(contestants)
+            times = best_time(contestants, seconds)
             rows.append({"case": case, "python": python_time, "numpy": numpy_times[case], **times})
     finally:
         native.set_num_threads(threads)
     return rows
 
 
-def shares_of_peak() -> dict[str, Any]:
+def shares_of_peak(seconds: float) -> dict[str, Any]:
     """GFLOP/s of a 3x3 convolution and a matrix product, and their shares of the machine's measured peak."""
     threads = native.get_num_threads()
     peak, rows = native.peak_gflops(threads), []
     for name, (function, flops) in kernel_peer.large_functions().items():
         # The clock changes with the load, so peak and kernel are measured in turn.
-        seconds = best_time({"kernel": function}, 1.0)["kernel"]
+        best = best_time({"kernel": function}, 4 * seconds)["kernel"]
         peak = max(peak, native.peak_gflops(threads))
-        rows.append({"case": name, "gflops": flops / seconds * 1e-9})
+        rows.append({"case": name, "gflops": flops / best * 1e-9})
     return {"peak_gflops": peak, "rows": [row | {"share": row["gflops"] / peak} for row in rows]}
 
 
-def run(report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Everything: machine, comparison, shares of peak."""
-    rows = compare(report)
+def run(report: Callable[[str], None] = lambda line: None, seconds: float = SECONDS_A_CASE) -> dict[str, Any]:
+    """Everything: machine, comparison, shares of peak. `seconds` is spent on each contestant of each case."""
+    rows = compare(report, seconds)
     report("measuring the share of peak ...")
-    return {"info": native.info(), "comparison": rows, "peak": shares_of_peak()}
+    return {"info": native.info(), "comparison": rows, "peak": shares_of_peak(seconds)}
 
 
 COLUMNS = {
