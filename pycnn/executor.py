@@ -127,10 +127,13 @@ class PlanExecutor(Executor):
     def _binding(self, key: tuple, make: Callable[[], Plan], extra: Callable[[], dict]) -> Iterator[Binding]:
         """A binding of the plan that nobody else is using, with the parameters bound."""
         key, plan = self._plan(key, make)
-        free = self._free.setdefault(key, [])
-        binding = free.pop() if free else self._bind(plan, extra())
+        with self._lock:
+            free = self._free.setdefault(key, [])
+            binding = free.pop() if free else None
+        binding = binding or self._bind(plan, extra())
         yield binding
-        free.append(binding)
+        with self._lock:
+            free.append(binding)
 
     def _bind(self, plan: Plan, arrays: dict[str, np.ndarray], **more: np.ndarray) -> Binding:
         arrays = {name: p.memory for name, p in self.graph.parameters().items()} | arrays | more
@@ -206,12 +209,13 @@ class PlanExecutor(Executor):
             y, value, marks = binding.arrays["y"], binding.arrays["loss"], binding.plan.marks
             for running, kept in self._running:
                 np.copyto(kept, running)
+            updates.begin(epoch)
             binding.run(0, marks["backward"])
             if not math.isfinite(value[0]):
                 for running, kept in self._running:
                     np.copyto(running, kept)
+                updates.cancel()
                 raise NonFinite(self._first_non_finite(x, last), float(value[0]))
-            updates.begin(epoch)
             binding.run(marks["backward"], marks["update"])
             if updates.clips_norms():
                 updates.clip()
@@ -317,12 +321,13 @@ class ReferenceExecutor(Executor):
     def train(
         self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, updates: Updates, epoch: float
     ) -> tuple[float, np.ndarray]:
+        updates.begin(epoch)
         values, runs = self._run(x, True)
         scored = loss.scored_value(self.graph)
         value, gradient = loss.run(values[scored], labels.tolist())
         if not math.isfinite(value):
+            updates.cancel()
             raise NonFinite(self._first_non_finite(x, values), value)
-        updates.begin(epoch)
         self._keep_running(runs)
         self._back(runs, scored, gradient)
         self._update(updates, epoch)

@@ -31,12 +31,14 @@ class Parameter:
         self.learned = learned
         self._gradient: np.ndarray | None = None
 
-    def __deepcopy__(self, memo: dict) -> "Parameter":
-        twin = Parameter(self.name, self.view, self.axes, self.learned)
-        if self._gradient is not None:
-            twin.gradient[...] = self._gradient
-        memo[id(self)] = twin
-        return twin
+    def __getstate__(self) -> tuple:
+        return self.name, self.view, self.axes, self.learned, self._gradient
+
+    def __setstate__(self, state: tuple) -> None:
+        """A copy shows its own memory, which copying `view` and `memory` each for itself would not give."""
+        *arguments, gradient = state
+        self.__init__(*arguments)
+        self._gradient = gradient
 
     @property
     def gradient(self) -> np.ndarray:

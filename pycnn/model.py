@@ -259,7 +259,7 @@ class BaseModel(Layer):
             if not (isinstance(data, (tuple, list)) and len(data) == 2):
                 raise ValueError("[fit] validation_data must be a pair (x, y)")
             return x, labels, self._data("fit's validation_data", *data)
-        kept = len(x) - round(split * len(x))
+        kept = math.floor(len(x) * (1 - split) + 1e-9)
         if not split or kept == len(x):
             return x, labels, None
         if kept == 0:
@@ -411,7 +411,7 @@ def load(path: str | Path) -> BaseModel:
         _take_tensors(model, tensors)
         if "compile" in metadata:
             model.compile(**_compile_arguments(json.loads(metadata["compile"])))
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, MemoryError) as error:
         raise ValueError(f"[load] {path} does not describe a model: {error}") from error
     return model
 

@@ -333,7 +333,7 @@ def gemm(
     a = np.ascontiguousarray(shapes.array("gemm", "a", a, 2))
     b = np.ascontiguousarray(shapes.array("gemm", "b", b, 2))
     m, n, k = shapes.gemm("gemm", a.shape, b.shape, trans_a, trans_b)
-    alpha, beta = shapes.number("gemm", "alpha", alpha), shapes.number("gemm", "beta", beta)
+    alpha, beta = (shapes.float32("gemm", name, value) for name, value in (("alpha", alpha), ("beta", beta)))
     c = _gemm_output(out, (m, n), beta, (a, b))
     if c.size and k:
         run_once(_gemm_plan(m, n, k, bool(trans_a), bool(trans_b), alpha, beta), {"a": a, "b": b, "c": c})
@@ -512,12 +512,13 @@ class BatchNormCache:
         self.training, self.eps = training, eps
 
 
-def _running(name: str, value: Any) -> tuple[Array, Array | None]:
+def _running(name: str, value: Any, training: bool) -> tuple[Array, Array | None]:
     """(contiguous float32 memory of a running statistic, the array to copy it back to or None)."""
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"[batch_norm] {name} must be an array, which is updated in place, got {type(value).__name__}")
+    if training and not (isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.flags.writeable):
+        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"[batch_norm] {name} must be a writable float array, updated in place in training, got {kind}")
     memory = np.ascontiguousarray(shapes.array("batch_norm", name, value, 1))
-    return memory, None if memory is value else value
+    return memory, value if training and memory is not value else None
 
 
 @_plan
@@ -555,13 +556,11 @@ def batch_norm(
     x = shapes.array(op, "x", x)
     gamma = np.array(shapes.array(op, "gamma", gamma, 1), order="C")
     beta = np.ascontiguousarray(shapes.array(op, "beta", beta, 1))
-    mean_memory, mean_back = _running("running_mean", running_mean)
-    var_memory, var_back = _running("running_var", running_var)
+    training = shapes.boolean(op, "training", training)
+    mean_memory, mean_back = _running("running_mean", running_mean, training)
+    var_memory, var_back = _running("running_var", running_var, training)
     vectors = {"gamma": gamma, "beta": beta, "running_mean": mean_memory, "running_var": var_memory}
     _, columns = shapes.batch_norm(op, x.shape, {name: v.shape for name, v in vectors.items()})
-    training = shapes.boolean(op, "training", training)
-    if training and not (running_mean.flags.writeable and running_var.flags.writeable):
-        raise ValueError(f"[{op}] running_mean and running_var must be writable in training")
     momentum = shapes.number(op, "momentum", momentum, 0, 1)
     eps = shapes.number(op, "eps", eps, 0)
     memory, last = shapes.layout(x)
@@ -571,7 +570,7 @@ def batch_norm(
         arrays = {"x": memory, "y": y_memory, "mean": mean, "rstd": rstd, **vectors}
         run_once(_batch_norm_plan(x.shape, last, training, momentum, eps), arrays)
         for changed, back in ((mean_memory, mean_back), (var_memory, var_back)):
-            if training and back is not None:
+            if back is not None:
                 back[...] = changed
     return y, BatchNormCache(np.array(x, order="K"), gamma, mean, rstd, training, eps)
 

@@ -187,9 +187,14 @@ class Updates:
 
     def begin(self, epoch: float) -> None:
         """Starts a step: counts it and writes what the kernels read."""
+        rates = [optimizer.lr_at(epoch) for optimizer in self.optimizers]
         self.step += 1
-        for optimizer, state in zip(self.optimizers, self.states, strict=True):
-            state[:] = optimizer.state(optimizer.lr_at(epoch), self.step, 1.0)
+        for optimizer, state, lr in zip(self.optimizers, self.states, rates, strict=True):
+            state[:] = optimizer.state(lr, self.step, 1.0)
+
+    def cancel(self) -> None:
+        """Takes the last `begin` back."""
+        self.step -= 1
 
     def clip(self) -> None:
         """Takes the gradients' norms into account, once they are known."""

@@ -75,6 +75,12 @@ def number(op: str, name: str, value: Any, low: float = -math.inf, high: float =
     return result
 
 
+def float32(op: str, name: str, value: Any) -> float:
+    """A number that is finite in single precision as well."""
+    limit = float(np.finfo(np.float32).max)
+    return number(op, name, value, -limit, limit)
+
+
 def sizes(op: str, name: str, shape: Any, rank: int | None = None) -> tuple[int, ...]:
     """A shape argument, such as `input_shape`, as a tuple of ints."""
     if not _is_sequence(shape):

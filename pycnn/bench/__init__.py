@@ -6,6 +6,7 @@ process of its own, for its BLAS keeps a thread pool that disturbs, and is distu
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -45,8 +46,10 @@ def _verify(contestant: str, case: str, result: Any, expected: np.ndarray) -> No
 
 def _numpy_times(seconds: float) -> dict[str, float]:
     """Verified times of the NumPy versions, from a process of its own."""
-    command = [sys.executable, "-m", "pycnn.bench.numpy_peer", str(seconds)]
-    run = subprocess.run(command, capture_output=True, text=True)
+    # This very package, not another of its name in the current folder.
+    package = Path(__file__).resolve().parent.parent.parent
+    command = [sys.executable, "-P", "-m", "pycnn.bench.numpy_peer", str(seconds)]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(package)})
     if run.returncode:
         raise RuntimeError(f"the NumPy benchmark failed: {run.stderr.strip()}")
     return json.loads(run.stdout)

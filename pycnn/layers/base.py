@@ -1,6 +1,5 @@
 """What every layer shares: parameters by name, emission into a graph, and working alone."""
 
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -123,6 +122,7 @@ class Layer:
             unbuilt = [layer for layer in (self, *below(self)) if not layer.built]
             try:
                 self.create(shape, np.random.default_rng(seed))
+                self._graph(shape)
             except Exception:
                 for layer in unbuilt:  # so that a refused shape leaves nothing behind
                     layer.parameters, layer._built_for = {}, None
@@ -152,14 +152,9 @@ class Layer:
         graph.outputs = [self.emit(graph, graph.input(input_shape))]
         return graph
 
-    def __deepcopy__(self, memo: dict) -> "Layer":
-        """A copy with its own parameters; plans are made anew when it runs."""
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        left_out = {"_executors": {}, "_last": None}
-        for name, value in self.__dict__.items():
-            twin.__dict__[name] = left_out[name] if name in left_out else copy.deepcopy(value, memo)
-        return twin
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: all but plans, which are made anew when it runs."""
+        return self.__dict__ | {"_executors": {}, "_last": None}
 
     # --------------------------------------------------------------------------- public surface
 
