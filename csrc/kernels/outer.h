@@ -187,19 +187,25 @@ static void sum_partials(const outer *p, const outer_cut *c, const float *partia
         const int64_t width = panel_vectors(p->columns, panel) * VL, columns = MIN(width, p->columns - panel * PANEL);
         const float *from = partials + (group * all + panel) * panel_floats + tap * p->len * width;
         float *to = p->dw + group * p->w_group + tap * p->w_tap + panel * PANEL * p->w_column;
-        for (int64_t l = 0; l < p->len; l++, from += width)
+        int64_t inner = 0;
+        for (int64_t l = 0; l < p->len; l++, from += width) {
             for (int64_t j = 0; j < columns; j += VL) {
                 const int64_t n = MIN(VL, columns - j);
                 vec sum = load(from + j);
                 for (int64_t z = 1; z < c->slices; z++)
                     sum = sum + load(from + z * c->partial + j);
-                float *w = to + l / p->inner * p->w_outer + l % p->inner * p->w_inner + j * p->w_column;
+                float *w = to + inner * p->w_inner + j * p->w_column;
                 if (p->w_column == 1)
                     store_n(w, sum, n);
                 else
                     for (int64_t k = 0; k < n; k++)
                         w[k * p->w_column] = sum[k];
             }
+            if (++inner == p->inner) {
+                inner = 0;
+                to += p->w_outer;
+            }
+        }
     }
 }
 

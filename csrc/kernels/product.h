@@ -32,7 +32,7 @@ typedef struct {
     float alpha, beta;
 } product;
 
-enum { BLOCK_TILES = 8, COPIED_TILES = 16, GROUP_PANELS = 8, PACK_STRIP = 16, PANEL = 2 * VL, ROW_GAP = 17 };
+enum { BLOCK_TILES = 8, COPIED_TILES = 16, GROUP_PANELS = 8, PACK_STRIP = 16, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
 enum { CHUNK = 512, TASKS_A_THREAD = 4 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
@@ -82,46 +82,73 @@ INLINE int64_t panel_offset(const product *p, int64_t l0, int64_t panel)
     return (l0 * panels(p->columns) + panel * len) * product_taps(p) * PANEL;
 }
 
-/* Packs l0..l1 of a panel, which lie in the chunk at `chunk`: strip by strip of l, so that what is written stays in
- * L1 whichever stride of w is the short one. */
-static void pack_panel_strip(const product *p, int64_t group, int64_t panel, int64_t chunk, int64_t l0, int64_t l1,
-                             float *to)
+/* What one task packs: some panels of a group, l0..l1 of the chunk of l that starts at `chunk`. */
+typedef struct { int64_t group, first_panel, last_panel, chunk, l0, l1; } strip;
+
+/* Where the strip's panel begins in `packed`, and its columns. */
+INLINE float *packed_panel(const product *p, const strip *s, int64_t panel, float *packed, int64_t *width)
 {
-    const int64_t taps = product_taps(p), len = MIN(chunk_length(taps), p->len - chunk);
-    const int64_t width = panel_vectors(p->columns, panel) * VL, columns = MIN(width, p->columns - panel * PANEL);
-    const float *from = p->w + group * p->w_group + panel * PANEL * p->w_column;
-    to += panel_offset(p, chunk, panel) - chunk * width;
-    if (columns < width)
-        for (int64_t t = 0; t < taps; t++)
-            memset(to + (t * len + l0) * width, 0, sizeof(float) * (size_t)((l1 - l0) * width));
-    if (p->w_column == 1) {
-        for (int64_t t = 0; t < taps; t++)
-            for (int64_t l = l0; l < l1; l++)
-                copy_floats(to + (t * len + l) * width,
-                            from + t * p->w_tap + l / p->inner * p->w_outer + l % p->inner * p->w_inner, columns);
-        return;
+    *width = panel_vectors(p->columns, panel) * VL;
+    return packed + panel_offset(p, s->chunk, panel) - s->chunk * *width;
+}
+
+/* Columns that lie next to each other: along a row of w, so that whole cache lines are read one after another. */
+static void pack_rows(const product *p, const strip *s, const float *const *rows, int64_t len, float *packed)
+{
+    for (int64_t t = 0; t < product_taps(p); t++)
+        for (int64_t l = s->l0; l < s->l1; l++)
+            for (int64_t panel = s->first_panel; panel < s->last_panel; panel++) {
+                int64_t width;
+                float *to = packed_panel(p, s, panel, packed, &width) + (t * len + l) * width;
+                const float *from = rows[l - s->l0] + t * p->w_tap + panel * PANEL;
+                const int64_t columns = p->columns - panel * PANEL;
+                for (int64_t j = 0; j < width; j += VL)
+                    store(to + j, columns > j ? load_n(from + j, columns - j) : splat(0));
+            }
+}
+
+/* Columns that lie apart, each with its taps or its l together. */
+static void pack_columns(const product *p, const strip *s, const float *const *rows, int64_t len, float *packed)
+{
+    const int64_t taps = product_taps(p);
+    for (int64_t panel = s->first_panel; panel < s->last_panel; panel++) {
+        int64_t width;
+        float *to = packed_panel(p, s, panel, packed, &width);
+        const int64_t columns = MIN(width, p->columns - panel * PANEL);
+        for (int64_t t = 0; columns < width && t < taps; t++)
+            memset(to + (t * len + s->l0) * width, 0, sizeof(float) * (size_t)((s->l1 - s->l0) * width));
+        for (int64_t k = 0; k < columns; k++)
+            for (int64_t l = s->l0; l < s->l1; l++) {
+                const float *from = rows[l - s->l0] + (panel * PANEL + k) * p->w_column;
+                for (int64_t t = 0; t < taps; t++)
+                    to[(t * len + l) * width + k] = from[t * p->w_tap];
+            }
     }
-    for (int64_t k = 0; k < columns; k++)
-        for (int64_t l = l0; l < l1; l++) {
-            const float *w = from + k * p->w_column + l / p->inner * p->w_outer + l % p->inner * p->w_inner;
-            for (int64_t t = 0; t < taps; t++)
-                to[(t * len + l) * width + k] = w[t * p->w_tap];
-        }
+}
+
+static void pack_strip(const product *p, const strip *s, float *packed)
+{
+    const int64_t len = MIN(chunk_length(product_taps(p)), p->len - s->chunk);
+    const float *rows[PACK_STRIP], *w = p->w + s->group * p->w_group;
+    for (int64_t l = s->l0; l < s->l1; l++)
+        rows[l - s->l0] = w + l / p->inner * p->w_outer + l % p->inner * p->w_inner;
+    (p->w_column == 1 ? pack_rows : pack_columns)(p, s, rows, len, packed);
 }
 
 static void pack_weights(const product *p, float *packed, float *zeros)
 {
-    const int64_t all = panels(p->columns), strips = ceil_div(p->len, PACK_STRIP);
+    const int64_t all = panels(p->columns), strips = ceil_div(p->len, PACK_STRIP), parts = ceil_div(all, PACK_PANELS);
     const int64_t chunk = chunk_length(product_taps(p)), group_floats = all * product_taps(p) * p->len * PANEL;
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < p->groups * all * strips + 1; task++) {
-        const int64_t group = task / strips / all, panel = task / strips % all, l0 = task % strips * PACK_STRIP;
-        if (group == p->groups)
-            memset(zeros, 0, sizeof(float) * (size_t)p->len);
-        else
-            pack_panel_strip(p, group, panel, l0 / chunk * chunk, l0, MIN(p->len, l0 + PACK_STRIP),
-                             packed + group * group_floats);
+    for (int64_t task = 0; task < p->groups * parts * strips; task++) {
+        const int64_t part = task / strips % parts, l0 = task % strips * PACK_STRIP;
+        const strip s = { .group = task / strips / parts, .first_panel = part_start(all, part, parts),
+                          .last_panel = part_start(all, part + 1, parts), .chunk = l0 / chunk * chunk, .l0 = l0,
+                          .l1 = MIN(p->len, l0 + PACK_STRIP) };
+        pack_strip(p, &s, packed + s.group * group_floats);
     }
+#pragma omp single
+    memset(zeros, 0, sizeof(float) * (size_t)p->len);
 }
 
 /* One phase of an axis: outputs first + i * step read position i * in_step + offset[j] under tap tap[j]. */

@@ -85,13 +85,6 @@ INLINE int64_t floor_div(int64_t a, int64_t b) { return (a >= 0 ? a : a - b + 1)
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
 INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-/* For short copies, whose call to memcpy would take longer. */
-INLINE void copy_floats(float *to, const float *from, int64_t n)
-{
-    for (int64_t i = 0; i < n; i += VL)
-        store_n(to + i, load_n(from + i, n - i), n - i);
-}
-
 /* Sizes of workspace parts are kept at multiples of a cache line. */
 INLINE int64_t line_floats(int64_t floats) { return round_up(floats, 16); }
 
