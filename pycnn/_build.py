@@ -47,6 +47,11 @@ def openmp_flags() -> list[str]:
     return []
 
 
+def debug_flags() -> list[str]:
+    """Python's own flags often ask for debug information, three times the size of the kernels."""
+    return [] if "-g" in os.environ.get("CFLAGS", "").split() else ["-g0"]
+
+
 ffi = FFI()
 ffi.cdef(re.sub(r"/\*.*?\*/", "", declarations(), flags=re.DOTALL))
 flags = openmp_flags()
@@ -56,7 +61,7 @@ ffi.set_source(
     sources=SOURCES,
     include_dirs=["csrc"],
     # The dispatcher chooses the instruction set at run time, so none is named here.
-    extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", *flags],
+    extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", *debug_flags(), *flags],
     extra_link_args=flags,
     py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
 )
