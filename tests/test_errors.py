@@ -3,6 +3,7 @@ says what it got; never a crash, another exception, or an attempt to allocate wh
 
 import copy
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -485,6 +486,7 @@ except ValueError as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs much memory")
 def test_max_pooling_refuses_planes_beyond_32_bits():
     done = subprocess.run([sys.executable, "-c", LARGE_PLANE], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
