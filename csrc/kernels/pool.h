@@ -10,6 +10,11 @@ enum { POOL_STRIP = 4 * VL };
 /* The taps first..last of a window that starts at `start` which lie inside 0..size-1. */
 INLINE void window(int64_t start, int64_t taps, int64_t dilation, int64_t size, int64_t *first, int64_t *last)
 {
+    if (dilation == 1) { /* without the divisions */
+        *first = MAX(0, -start);
+        *last = MIN(taps, size - start);
+        return;
+    }
     *first = start < 0 ? ceil_div(-start, dilation) : 0;
     *last = MIN(taps, (size - 1 - start) / dilation + 1);
 }

@@ -151,12 +151,13 @@ static void pack_weights(const product *p, float *packed, float *zeros)
     memset(zeros, 0, sizeof(float) * (size_t)p->len);
 }
 
-/* One phase of an axis: outputs first + i * step read position i * in_step + offset[j] under tap tap[j]. */
-typedef struct { int64_t first, step, count, in_step, taps, *tap, *offset; } phase;
+/* One phase of an axis: outputs first + i * step read position i * in_step + offset[j] under tap tap[j].
+ * `inside`: all of these positions lie inside the input. */
+typedef struct { int64_t first, step, count, in_step, taps, inside, *tap, *offset; } phase;
 
 static phase axis_phase(const axis *a, int64_t first, int64_t *space)
 {
-    phase f = { .first = first, .tap = space, .offset = space + a->taps };
+    phase f = { .first = first, .tap = space, .offset = space + a->taps, .inside = 1 };
     f.step = a->backward ? a->stride : 1;
     f.in_step = a->backward ? 1 : a->stride;
     f.count = first < a->out ? ceil_div(a->out - first, f.step) : 0;
@@ -165,7 +166,9 @@ static phase axis_phase(const axis *a, int64_t first, int64_t *space)
         if (a->backward && (first - distance) % a->stride != 0)
             continue;
         f.tap[f.taps] = t;
-        f.offset[f.taps++] = a->backward ? (first - distance) / a->stride : distance;
+        const int64_t offset = a->backward ? (first - distance) / a->stride : distance;
+        f.inside &= offset >= 0 && (f.count - 1) * f.in_step + offset < a->in;
+        f.offset[f.taps++] = offset;
     }
     return f;
 }
@@ -174,16 +177,48 @@ static phase axis_phase(const axis *a, int64_t first, int64_t *space)
 typedef struct {
     const product *p;
     phase v, h;
-    int64_t group, first_pixel, pixels, tiles, first_panel, last_panel;
+    int64_t group, first_pixel, tiles, tile_rows, longer_tiles, first_panel, last_panel;
     const float *packed, *zeros;     /* the group's panels; what stands for padding */
     tile_tap *tables;
     float *rows;
 } block;
 
 INLINE int inside(int64_t position, int64_t size) { return position >= 0 && position < size; }
-INLINE int64_t tile_rows(const block *b, int64_t t)
+/* The tiles of a block differ by at most one row. */
+INLINE int64_t tile_rows(const block *b, int64_t t) { return b->tile_rows + (t < b->longer_tiles); }
+INLINE int64_t tile_start(const block *b, int64_t t) { return t * b->tile_rows + MIN(t, b->longer_tiles); }
+
+/* The pixels of a tile: their places in the input under offset 0 of both axes, and where `out` is written. */
+typedef struct {
+    const float *corner[TILE_ROWS];
+    int64_t row[TILE_ROWS], column[TILE_ROWS];
+} tile_pixels;
+
+static void find_pixels(const block *b, int64_t first, int64_t rows, tile_pixels *px, float **y)
 {
-    return part_start(b->pixels, t + 1, b->tiles) - part_start(b->pixels, t, b->tiles);
+    const product *p = b->p;
+    const int64_t in_step = b->h.in_step, width = b->h.count;
+    const int64_t corner_step = in_step * p->in_pixel, y_step = b->h.step * p->out_pixel;
+    const int64_t line = first / width;
+    int64_t ow = first % width, n = line / b->v.count, oh = line % b->v.count;
+    for (int64_t i = 0; i < rows; ow = 0) { /* the part of an image's line that the tile holds */
+        const int64_t row = oh * b->v.in_step, end = MIN(rows, i + width - ow);
+        int64_t column = ow * in_step;
+        const float *corner = p->in + ((n * p->v.in + row) * p->h.in + column) * p->in_pixel +
+                              b->group * p->len * p->in_channel;
+        float *out = p->out + b->group * p->columns +
+                     ((n * p->v.out + b->v.first + oh * b->v.step) * p->h.out + b->h.first + ow * b->h.step) * p->out_pixel;
+        for (; i < end; i++, column += in_step, corner += corner_step, out += y_step) {
+            px->row[i] = row;
+            px->column[i] = column;
+            px->corner[i] = corner;
+            y[i] = out;
+        }
+        if (++oh == b->v.count) {
+            oh = 0;
+            n++;
+        }
+    }
 }
 
 /* Fills the table of tile t, taps that are all padding left out, and where its rows of `out` begin; returns
@@ -191,34 +226,24 @@ INLINE int64_t tile_rows(const block *b, int64_t t)
 static int64_t find_rows(const block *b, int64_t t, tile_tap *table, float **y)
 {
     const product *p = b->p;
-    const int64_t rows = tile_rows(b, t);
-    const float *image[TILE_ROWS];
-    int64_t row[TILE_ROWS], column[TILE_ROWS], used = 0;
-    const int64_t first = b->first_pixel + part_start(b->pixels, t, b->tiles), line = first / b->h.count;
-    int64_t n = line / b->v.count, oh = line % b->v.count, ow = first % b->h.count;
-    for (int64_t i = 0; i < rows; i++) {
-        image[i] = p->in + n * p->v.in * p->h.in * p->in_pixel + b->group * p->len * p->in_channel;
-        row[i] = oh * b->v.in_step;
-        column[i] = ow * b->h.in_step;
-        y[i] = p->out + b->group * p->columns +
-               ((n * p->v.out + b->v.first + oh * b->v.step) * p->h.out + b->h.first + ow * b->h.step) * p->out_pixel;
-        if (++ow == b->h.count) {
-            ow = 0;
-            if (++oh == b->v.count) {
-                oh = 0;
-                n++;
-            }
-        }
-    }
+    const int64_t rows = tile_rows(b, t), v_in = p->v.in, h_in = p->h.in;
+    const float *zeros = b->zeros;
+    int64_t used = 0;
+    tile_pixels px;
+    find_pixels(b, b->first_pixel + tile_start(b, t), rows, &px, y);
     for (int64_t r = 0; r < b->v.taps; r++)
         for (int64_t s = 0; s < b->h.taps; s++) {
-            int any = 0;
-            for (int64_t i = 0; i < rows; i++) {
-                const int64_t ih = row[i] + b->v.offset[r], iw = column[i] + b->h.offset[s];
-                const int valid = inside(ih, p->v.in) && inside(iw, p->h.in);
-                table[used].x[i] = valid ? image[i] + (ih * p->h.in + iw) * p->in_pixel : b->zeros;
-                any |= valid;
-            }
+            const int64_t v = b->v.offset[r], h = b->h.offset[s], offset = (v * h_in + h) * p->in_pixel;
+            int any = b->v.inside && b->h.inside;
+            if (any)
+                for (int64_t i = 0; i < rows; i++)
+                    table[used].x[i] = px.corner[i] + offset;
+            else
+                for (int64_t i = 0; i < rows; i++) {
+                    const int valid = inside(px.row[i] + v, v_in) && inside(px.column[i] + h, h_in);
+                    table[used].x[i] = valid ? px.corner[i] + offset : zeros;
+                    any |= valid;
+                }
             table[used].tap = b->v.tap[r] * p->h.taps + b->h.tap[s];
             used += any;
         }
@@ -295,8 +320,10 @@ static void run_phase(block b, float *packed)
         b.first_panel = part_start(all, part, panel_groups);
         b.last_panel = part_start(all, part + 1, panel_groups);
         b.first_pixel = part_start(pixels, place, blocks);
-        b.pixels = part_start(pixels, place + 1, blocks) - b.first_pixel;
-        b.tiles = ceil_div(b.pixels, TILE_ROWS);
+        const int64_t count = part_start(pixels, place + 1, blocks) - b.first_pixel;
+        b.tiles = ceil_div(count, TILE_ROWS);
+        b.tile_rows = count / b.tiles;
+        b.longer_tiles = count % b.tiles;
         b.packed = packed + b.group * all * panel_floats;
         run_block(&b);
     }
