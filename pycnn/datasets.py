@@ -8,10 +8,7 @@ folder (`optdigits/`, `mnist/`) under the environment variable PYCNN_DATA, else 
 
 import gzip
 import hashlib
-import http.client
 import os
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -167,6 +164,10 @@ def _existing(folder: Path, file: str) -> Path | None:
 
 def _fetch(name: str, url: str, target: Path, sha256: str) -> Path:
     """Download `url` to `target`, which appears only if its contents have the expected hash."""
+    import http.client  # these two take as long to import as all of pycnn
+    import urllib.error
+    import urllib.request
+
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with replacing(target) as file:
