@@ -45,7 +45,8 @@ test: $(VENV)/.tools lint smoke
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	for file in $(C_FILES); do $(CC) $(C_CHECK) $$file || exit 1; done
+	for compiler in $(CC) $$(command -v clang); do \
+		for file in $(C_FILES); do $$compiler $(C_CHECK) $$file || exit 1; done; done
 	if command -v $(AARCH64_CC) > /dev/null; then $(AARCH64_CC) $(C_CHECK) csrc/isa/neon.c; fi
 
 # A user's first minute with the wheel, away from the sources, in an environment of its own.

@@ -9,7 +9,11 @@ typedef int32_t ivec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(4),
 enum { VL = VEC_BYTES / 4 };
 
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 32")
+#endif
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
