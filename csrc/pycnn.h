@@ -69,7 +69,7 @@ typedef struct {
 /* The constants of an update; what changes from step to step comes through a pointer (optimizer.h). */
 typedef struct {
     int64_t size, nesterov;
-    float momentum, beta1, beta2, eps, weight_decay, clip_value;
+    float momentum, beta1, beta2, rest1, rest2, eps, weight_decay, clip_value; /* rest: 1 - beta, in double */
 } pycnn_update;
 
 int64_t pycnn_kernel_count(void);

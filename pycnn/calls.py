@@ -108,10 +108,6 @@ def copy(b: PlanBuilder, size: int, out: Buffer, x: Buffer) -> None:
     _elementwise(b, "copy", size, [out, x])
 
 
-def zero(b: PlanBuilder, size: int, out: Buffer) -> None:
-    _elementwise(b, "zero", size, [out])
-
-
 def add(b: PlanBuilder, size: int, y: Buffer, first: Buffer, second: Buffer) -> None:
     _elementwise(b, "add", size, [y, first, second])
 

@@ -51,7 +51,8 @@ def predict(args: argparse.Namespace) -> None:
     x = DATASETS[args.input]()[1][0] if args.input in DATASETS else np.load(args.input, allow_pickle=False)
     outputs = model.predict(x)
     if args.output:
-        np.save(args.output, outputs, allow_pickle=False)
+        with open(args.output, "wb") as file:  # np.save adds a suffix to a name
+            np.save(file, outputs, allow_pickle=False)
         print(f"{len(outputs)} outputs of shape {outputs.shape[1:]} saved to {args.output}")
     elif outputs.ndim == 2 and outputs.shape[1] > 1:
         for row in outputs.argmax(axis=1):

@@ -24,19 +24,20 @@ Part = tuple[np.ndarray, np.ndarray]
 Parts = tuple[Part, Part]
 
 
-def digits() -> Parts:
+def digits(per_class: int | None = None) -> Parts:
     """1,797 handwritten digits, x (N, 1, 8, 8), from a file in the package: 1,442 for training, 355 to test.
 
     The test part is every fifth image of each class, in the order of the original file. The split thus is
     always the same, stratified, and both parts hold digits of all 13 writers; `optdigits` is the harder test,
-    with writers that the training part does not know.
+    with writers that the training part does not know. `per_class=k` keeps the first k of each class in both parts.
     """
     with np.load(Path(__file__).with_name("data") / "digits.npz", allow_pickle=False) as data:
         x, y = data["x"][:, np.newaxis], data["y"]
     test = np.zeros(len(y), bool)
     for label in range(10):
         test[np.flatnonzero(y == label)[4::5]] = True
-    return _scaled((x[~test], y[~test]), 16), _scaled((x[test], y[test]), 16)
+    parts = (x[~test], y[~test]), (x[test], y[test])
+    return tuple(_scaled(_first(part, _checked_per_class("digits", per_class)), 16) for part in parts)
 
 
 def optdigits(
@@ -115,8 +116,7 @@ class _Source:
 
 def _load(name: str, path: Any, download: Any, per_class: Any) -> Parts:
     source = _SOURCES[name]
-    if per_class is not None:
-        per_class = shapes.integer(name, "per_class", per_class, 1)
+    per_class = _checked_per_class(name, per_class)
     files = _find(name, source, _folders(name, path), shapes.boolean(name, "download", download))
     try:
         training, test = source.read(files)
@@ -181,6 +181,10 @@ def _fetch(name: str, url: str, target: Path, sha256: str) -> Path:
         if digest.hexdigest() != sha256:
             raise ValueError(f"[{name}] {url} has SHA-256 {digest.hexdigest()}, expected {sha256}; it was not kept")
     return target
+
+
+def _checked_per_class(name: str, per_class: Any) -> int | None:
+    return None if per_class is None else shapes.integer(name, "per_class", per_class, 1)
 
 
 def _first(part: Part, per_class: int | None) -> Part:

@@ -47,12 +47,13 @@ INITIALIZERS: dict[str, Initializer] = {
 
 
 def check(op: str, init: str | Initializer) -> None:
-    if not callable(init) and init not in INITIALIZERS:
+    if not callable(init) and not (isinstance(init, str) and init in INITIALIZERS):
         raise ValueError(f"[{op}] init must be one of {', '.join(INITIALIZERS)} or a callable, got {init!r}")
 
 
 def draw(op: str, init: str | Initializer, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     """Initial weights of this shape; a callable's result is checked."""
+    shapes.check_size(op, "weight", shape)
     if not callable(init):
         return INITIALIZERS[init](shape, generator)
     value = shapes.array(op, "init(shape, generator)", init(shape, generator))

@@ -39,8 +39,11 @@ METRICS: dict[str, Metric] = {"accuracy": accuracy, "top_5": top_5, "mae": mae}
 
 def check(names: object) -> tuple[str, ...]:
     """Known metric names as a tuple."""
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = (names,) if isinstance(names, str) else () if names is None else names
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(f"[compile] metrics must be a list of names, got {names!r}")
+    names = tuple(names)
     for name in names:
-        if name not in METRICS:
+        if not isinstance(name, str) or name not in METRICS:
             raise ValueError(f"[compile] metrics must be among {', '.join(METRICS)}, got {name!r}")
     return names

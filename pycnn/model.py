@@ -116,7 +116,8 @@ class BaseModel(Layer):
 
     def _build_from_input_shape(self, op: str) -> None:
         if not self.built:
-            shape = next((leaf.input_shape for leaf in self.leaves() if leaf.input_shape), self.input_shape)
+            first = next(self.leaves(), self)
+            shape = self.input_shape if first.input_shape is None else first.input_shape
             if shape is None:
                 raise RuntimeError(f"[{op}] the model is not built: call build(input_shape), fit or predict first")
             self.build(shape)
@@ -131,6 +132,8 @@ class BaseModel(Layer):
         optimizers: dict[str, str | Optimizer] | None = None,
     ) -> None:
         """Says how to train: an optimizer, a loss, metrics; `optimizers` overrides for layers by name."""
+        if not isinstance(optimizers, (dict, type(None))):
+            raise TypeError(f"[compile] optimizers must be a dict of optimizers by layer name, got {optimizers!r}")
         chosen = _optimizers.get(optimizer)
         by_layer = {name: _optimizers.get(o) for name, o in (optimizers or {}).items()}
         names = [layer.name for layer in below(self)]
@@ -165,14 +168,13 @@ class BaseModel(Layer):
     def _data(self, op: str, x: Any, y: Any, seed: int | None = None) -> tuple[Executor, np.ndarray, np.ndarray, str]:
         """(executor, images, labels, kind of labels), checked."""
         x = shapes.array(op, "x", x)
-        executor = self._ready(x, seed)
         if y is None:
             raise TypeError(f"[{op}] y must be the labels, got None")
-        if len(x) == 0:
+        if x.ndim == 0 or len(x) == 0:
             raise ValueError(f"[{op}] x is empty")
-        rows = len(y) if hasattr(y, "__len__") else 0
-        if rows != len(x):
-            raise ValueError(f"[{op}] x has {len(x)} samples, y has {rows}")
+        if np.ndim(y) == 0 or len(y) != len(x):
+            raise ValueError(f"[{op}] x has {len(x)} samples, y has {len(y) if np.ndim(y) else 'no batch axis'}")
+        executor = self._ready(x, seed)
         kind, labels = self._loss.labels(y, len(x), executor.graph.outputs[0].shape)
         return executor, x, labels, kind
 
@@ -195,6 +197,7 @@ class BaseModel(Layer):
         validation_split: float = 0.0,
         shuffle: bool = True,
         seed: int | None = None,
+        *,
         verbose: int = 1,
     ) -> History:
         """Trains for `epochs` epochs on x (N, ...) and labels y.
@@ -378,11 +381,17 @@ class Sequential(BaseModel):
         """Appends a layer; not once the model is built."""
         if self.built:
             raise RuntimeError("[add] the model is built already; add layers before its first use")
-        self.layers += as_list("add", "layer", layer)
-        name_layers(self)
+        before = self.layers
+        self.layers = before + as_list("add", "layer", layer)
+        try:
+            name_layers(self)
+        except ValueError:
+            self.layers = before
+            raise
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"layers": self.layers}
+        seed = {} if self._seed is None else {"seed": self._seed}
+        return super().get_config() | {"layers": self.layers} | seed
 
     def create(self, input_shape: Shape, generator: np.random.Generator) -> None:
         if not self.layers:

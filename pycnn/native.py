@@ -57,8 +57,8 @@ _threads = min(lib.pycnn_processors(), MAX_THREADS)
 def set_num_threads(n: int) -> None:
     """Sets the number of threads that the kernels use, 1..1024. Results do not depend on it."""
     global _threads
-    n = shapes.integer("set_num_threads", "n", n, 1)
-    if n > MAX_THREADS:
+    n = shapes.integer("set_num_threads", "n", n)
+    if not 1 <= n <= MAX_THREADS:
         raise ValueError(f"[set_num_threads] n must be in 1..{MAX_THREADS}, got {n}")
     _threads = n if lib.pycnn_has_openmp() else 1
 

@@ -174,7 +174,9 @@ class MaxPool2D(Operator):
     ceil_mode: bool = False
 
     def _geometry(self, n: int, x: Shape) -> shapes.Pool2D:
-        return shapes.pool2d("max_pool2d", (n, *x), self.kernel_size, **self._options())
+        g = shapes.pool2d("max_pool2d", (n, *x), self.kernel_size, **self._options())
+        shapes.check_plane("max_pool2d", g.x_shape)
+        return g
 
     def _options(self) -> dict[str, Any]:
         return {

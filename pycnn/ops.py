@@ -1,7 +1,8 @@
 """Functions on NumPy arrays, each one the C kernel of the same name.
 
 Images are (N, C, H, W), float32. Contiguous arrays and channels-last ones (shape (N, C, H, W), memory order of
-NHWC) are taken without a copy, and the result has the layout of the first image argument. Other real arrays
+NHWC) are taken without a copy, and the result has the layout of x
+(of dy, where there is no x). Other real arrays
 and nested lists are converted. Wrong arguments raise ValueError or TypeError.
 """
 
@@ -423,7 +424,10 @@ def _activation_plan(b: PlanBuilder, size: int, name: str, alpha: float) -> None
 
 
 def activation(x: Any, name: str, **options: float) -> Array:
-    """relu, leaky_relu (alpha=0.01), sigmoid, tanh, elu (alpha=1.0), gelu (erf), silu or hard_swish of x, any rank."""
+    """relu, leaky_relu (alpha=0.01), sigmoid, tanh, elu (alpha=1.0), gelu (erf), silu or hard_swish of x, any rank;
+    softmax over its last axis."""
+    if isinstance(name, str) and name == "softmax" and not options:
+        return softmax(x)
     x = shapes.array("activation", "x", x)
     memory, last = shapes.layout(x)
     name, alpha = shapes.activation("activation", name, options)
@@ -443,6 +447,8 @@ def activation_backward(dy: Any, x: Any, name: str, **options: float) -> Array:
     op = "activation_backward"
     x, dy = shapes.array(op, "x", x), shapes.array(op, "dy", dy)
     shapes.expect_shape(op, "dy", dy.shape, x.shape)
+    if isinstance(name, str) and name == "softmax" and not options:
+        return _softmax_backward(dy, softmax(x))
     memory, last = shapes.layout(x)
     name, alpha = shapes.activation(op, name, options)
     dx = np.empty_like(memory)
@@ -470,6 +476,22 @@ def softmax(x: Any) -> Array:
     if y.size:
         run_once(_softmax_plan(x.size // x.shape[-1], x.shape[-1]), {"x": x, "y": y})
     return _like(y, True).transpose(0, 3, 1, 2) if last else y
+
+
+@_plan
+def _softmax_backward_plan(b: PlanBuilder, rows: int, columns: int) -> None:
+    calls.by_rows(b, "softmax_backward", rows, columns, [b.external("dx"), b.external("dy"), b.external("y")])
+
+
+def _softmax_backward(dy: Array, y: Array) -> Array:
+    """dx for y = softmax(x); in the layout of y."""
+    _, last = shapes.layout(y)
+    y = np.ascontiguousarray(y)
+    dx = np.empty_like(y)
+    if dx.size:
+        arrays = {"dx": dx, "dy": np.ascontiguousarray(dy), "y": y}
+        run_once(_softmax_backward_plan(y.size // y.shape[-1], y.shape[-1]), arrays)
+    return _like(dx, True).transpose(0, 3, 1, 2) if last else dx
 
 
 @_plan
@@ -562,10 +584,10 @@ def batch_norm(
     vectors = {"gamma": gamma, "beta": beta, "running_mean": mean_memory, "running_var": var_memory}
     _, columns = shapes.batch_norm(op, x.shape, {name: v.shape for name, v in vectors.items()})
     momentum = shapes.number(op, "momentum", momentum, 0, 1)
-    eps = shapes.number(op, "eps", eps, 0)
+    eps = shapes.float32(op, "eps", eps, 0)
     memory, last = shapes.layout(x)
     y, y_memory = _empty("batch_norm", x.shape, last)
-    mean, rstd = shapes.empty("batch_norm", columns, np.float32), np.empty(columns)
+    mean, rstd = shapes.empty("batch_norm", columns, np.float32), shapes.empty("batch_norm", columns)
     if x.size:
         arrays = {"x": memory, "y": y_memory, "mean": mean, "rstd": rstd, **vectors}
         run_once(_batch_norm_plan(x.shape, last, training, momentum, eps), arrays)

@@ -63,7 +63,11 @@ class Optimizer:
         """Appends the update of one parameter."""
         clip = math.inf if self.clip_value is None else self.clip_value
         arguments = [w, *self._slot_arguments(slots), g, state]
-        b.call(self.kernel, arguments, size, size=size, clip_value=clip, **self.constants())
+        b.call(self.kernel, arguments, size, size=size, clip_value=clip, **self.descriptor())
+
+    def descriptor(self) -> dict[str, float]:
+        """The constants as the kernel takes them."""
+        return self.constants()
 
     def _slot_arguments(self, slots: list[Buffer]) -> list[Buffer | None]:
         return list(slots)
@@ -137,6 +141,10 @@ class Adam(Optimizer):
     def constants(self) -> dict[str, float]:
         beta1, beta2 = self.betas
         return {"beta1": beta1, "beta2": beta2, "eps": self.eps, "weight_decay": self.weight_decay}
+
+    def descriptor(self) -> dict[str, float]:
+        # 1 - beta in double: in single precision 1 - 0.9999 has few digits left.
+        return self.constants() | {f"rest{i}": 1 - beta for i, beta in enumerate(self.betas, 1)}
 
     def corrections(self, step: int) -> tuple[float, float]:
         beta1, beta2 = self.betas

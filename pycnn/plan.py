@@ -41,9 +41,9 @@ class PlanBuilder:
         self._externals: dict[str, Buffer] = {}
         self.marks: dict[str, int] = {}
 
-    def arena(self, floats: int, itemsize: int = 4) -> Buffer:
+    def arena(self, floats: int) -> Buffer:
         """A new place in the arena."""
-        return Buffer(floats * itemsize)
+        return Buffer(4 * floats)
 
     def external(self, name: str) -> Buffer:
         """The array that runs bind under this name."""
@@ -126,7 +126,10 @@ class Arena:
     """Memory for one run at a time, aligned to cache lines."""
 
     def __init__(self, nbytes: int):
-        memory = np.empty(nbytes + LINE, np.uint8)
+        try:
+            memory = np.empty(nbytes + LINE, np.uint8)
+        except MemoryError:
+            raise ValueError(f"the {nbytes:,} bytes that this needs do not fit into memory") from None
         start = -memory.ctypes.data % LINE
         self.nbytes = nbytes
         self._memory = memory

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 INT_MAX = 2**31 - 1
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Bytes of one array; far beyond any machine's memory, far below an overflow of int64 address arithmetic.
 BYTES_MAX = 2**46
 
@@ -75,10 +76,9 @@ def number(op: str, name: str, value: Any, low: float = -math.inf, high: float =
     return result
 
 
-def float32(op: str, name: str, value: Any) -> float:
+def float32(op: str, name: str, value: Any, low: float = -FLOAT32_MAX) -> float:
     """A number that is finite in single precision as well."""
-    limit = float(np.finfo(np.float32).max)
-    return number(op, name, value, -limit, limit)
+    return number(op, name, value, low, FLOAT32_MAX)
 
 
 def sizes(op: str, name: str, shape: Any, rank: int | None = None) -> tuple[int, ...]:
@@ -137,10 +137,6 @@ class Conv2D:
     @property
     def x_shape(self) -> tuple[int, int, int, int]:
         return self.n, self.c, self.h, self.w
-
-    @property
-    def w_shape(self) -> tuple[int, int, int, int]:
-        return self.k, self.c // self.groups, self.r, self.s
 
     @property
     def y_shape(self) -> tuple[int, int, int, int]:
@@ -219,6 +215,9 @@ def conv2d(
         raise ValueError(f"[{op}] b has shape {tuple(b)}, expected {(k,)}, one value a filter")
     oh = conv_axis(op, "height", h, r, stride_h, top + bottom, dilation_h)
     ow = conv_axis(op, "width", width, s, stride_w, left + right, dilation_w)
+    # A stride beyond the padded image, and the dilation of a single tap, change nothing but could overflow in C.
+    stride_h, stride_w = min(stride_h, h + top + bottom), min(stride_w, width + left + right)
+    dilation_h, dilation_w = min(dilation_h, h + top + bottom), min(dilation_w, width + left + right)
     geometry = Conv2D(
         n,
         c,
@@ -291,6 +290,7 @@ def pool2d(
         )
     oh = pool_axis(op, "height", h, r, stride_h, pad_h, dilation_h, ceil_mode)
     ow = pool_axis(op, "width", w, s, stride_w, pad_w, dilation_w, ceil_mode)
+    stride_h, stride_w = min(stride_h, h + 2 * pad_h + r), min(stride_w, w + 2 * pad_w + s)  # as in conv2d
     check_size(op, "x", (max(n, 1), c, h + 2 * pad_h, w + 2 * pad_w))
     for axis, size, out, pad, step, gap in (
         ("height", h, oh, pad_h, stride_h, dilation_h),
@@ -383,7 +383,7 @@ def activation(op: str, name: Any, options: dict[str, Any]) -> tuple[str, float]
     for option in options:
         if option not in known:
             raise TypeError(f"[{op}] {name} has no option {option!r}; it takes {', '.join(known) or 'none'}")
-    return name, number(op, "alpha", options.get("alpha", known.get("alpha", 0.0)))
+    return name, float32(op, "alpha", options.get("alpha", known.get("alpha", 0.0)))
 
 
 # ------------------------------------------------------------------------------------------ arrays
@@ -402,7 +402,8 @@ def array(op: str, name: str, value: Any, rank: int | None = None) -> np.ndarray
         if value.dtype.kind not in "fiub":
             raise TypeError(f"[{op}] {name} must hold real numbers, got dtype {value.dtype}")
         check_size(op, name, value.shape)
-        value = value.astype(np.float32)
+        with np.errstate(over="ignore"):
+            value = value.astype(np.float32)
     if not (value.dtype.isnative and value.flags.aligned):
         value = np.array(value, dtype=np.float32)
     if rank is not None and value.ndim != rank:
@@ -413,11 +414,9 @@ def array(op: str, name: str, value: Any, rank: int | None = None) -> np.ndarray
 
 def _as_array(op: str, name: str, value: Any) -> np.ndarray:
     """`value` as some array; nested lists that are not regular are a ValueError."""
-    if isinstance(value, np.ndarray):
-        return value
     try:
         return np.asarray(value)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise ValueError(f"[{op}] {name} is not a regular array of numbers: {error}") from None
 
 
@@ -441,7 +440,10 @@ def layout(value: np.ndarray) -> tuple[np.ndarray, bool]:
         nhwc = value.transpose(0, 2, 3, 1)
         if nhwc.flags.c_contiguous:
             return nhwc, True
-    return np.ascontiguousarray(value), False
+    try:
+        return np.ascontiguousarray(value), False
+    except MemoryError:
+        raise ValueError(f"a contiguous copy of an array of shape {value.shape} does not fit into memory") from None
 
 
 def class_labels(op: str, value: Any, n: int, classes: int) -> tuple[np.ndarray | None, np.ndarray | None]:

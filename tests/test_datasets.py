@@ -497,3 +497,12 @@ X, Y = np.zeros((10, 2)), np.zeros(10, int)
 def test_split_refuses(arguments, error, match):
     with pytest.raises(error, match=rf"\[split\] .*{match}"):
         datasets.split(*arguments)
+
+
+def test_digits_per_class():
+    (x, y), (x_test, y_test) = datasets.digits(per_class=3)
+    whole = datasets.digits()
+    for labels in (y, y_test):
+        assert np.bincount(labels).tolist() == [3] * 10
+    np.testing.assert_array_equal(x[0], whole[0][0][0])
+    assert len(x) == len(x_test) == 30

@@ -13,6 +13,7 @@ import pytest
 from helpers import generator, is_channels_last, normal
 
 import pycnn as cnn
+from pycnn import shapes
 
 NAN, INF = math.nan, math.inf
 BIG = 2**31 - 1
@@ -642,3 +643,22 @@ def test_wild_calls_of_the_twins(op):
         warnings.simplefilter("ignore")
         right = sum(call_wildly(cnn.reference, op, wild) for _ in range(150))
     assert 0 < right < 150, right
+
+
+def test_strides_that_would_overflow_are_those_of_one_output():
+    """The kernels multiply strides by sizes; a stride beyond the image has one output, as the image's size has."""
+    g = shapes.conv2d("conv2d", (1, 16, 1, 2**30), (1, 16, 1, 1), stride=(2**30, 1), dilation=2**31 - 1)
+    assert (g.oh, g.stride_h, g.dilation_h) == (1, 1, 1)
+    x, w = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 4), np.ones((1, 1, 2, 2), np.float32)
+    far = {"stride": 2**31 - 1}
+    np.testing.assert_array_equal(cnn.ops.conv2d(x, w, **far), [[[[0 + 1 + 4 + 5]]]])
+    dx, dw, _ = cnn.ops.conv2d_backward(np.full((1, 1, 1, 1), 2, np.float32), x, w, **far)
+    np.testing.assert_array_equal(dx[0, 0], [[2, 2, 0, 0], [2, 2, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(dw[0, 0], [[0, 2], [8, 10]])
+    y, _ = cnn.ops.max_pool2d(x, 2, **far)
+    np.testing.assert_array_equal(y, [[[[5]]]])
+
+
+def test_max_pooling_layers_refuse_planes_beyond_32_bits_as_well():
+    with pytest.raises(ValueError, match="argmax"):
+        cnn.MaxPool2D(2).output_shape((1, 65536, 65536))

@@ -869,3 +869,15 @@ def test_add_builds_a_model_step_by_step():
         model.add(cnn.ReLU())
     with pytest.raises(TypeError, match="layer"):
         cnn.Sequential().add("relu")
+
+
+def test_an_activation_may_be_given_as_name():
+    np.testing.assert_array_equal(cnn.Activation(name="relu").forward([[-1.0, 2.0]]), [[0, 2]])
+    assert cnn.Activation("tanh", name="squash").name == "squash"
+
+
+def test_a_name_given_later_is_kept():
+    head = cnn.Dense(3)
+    head.name = "head"
+    model = cnn.Sequential([cnn.Dense(2), head, cnn.Dense(2)])
+    assert [layer.name for layer in model.layers] == ["dense", "head", "dense_1"]

@@ -957,3 +957,15 @@ def test_inputs_may_share_memory():
     assert_close(y[0], expected[0])
     a = normal((6, 6))
     assert_close(ops.gemm(a, a.T), gemm_double(a, a.T))
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 4, 5), (0, 4)])
+def test_softmax_is_an_activation_as_well(shape):
+    generator = np.random.default_rng(0)
+    x, dy = (generator.standard_normal(shape).astype(np.float32) for _ in range(2))
+    np.testing.assert_array_equal(ops.activation(x, "softmax"), ops.softmax(x))
+    dx = ops.activation_backward(dy, x, "softmax")
+    expected = np.array(cnn.reference.activation_backward(dy.tolist(), x.tolist(), "softmax"), np.float64)
+    np.testing.assert_allclose(dx, expected.reshape(shape), rtol=1e-5, atol=1e-6)
+    with pytest.raises(TypeError if shape == (7,) else (TypeError, ValueError)):
+        ops.activation(x, "relu", alpha=1.0)

@@ -967,3 +967,23 @@ def test_bad_predict():
         model.predict(X[0])
     with pytest.raises(TypeError, match="x"):
         model.predict("x")
+
+
+@pytest.mark.parametrize("beta2", [0.9, 0.9999, 0.99999])
+def test_adam_keeps_the_digits_of_one_minus_beta(beta2):
+    """1 - 0.99999 in single precision would err by 7e-4; the first step is lr times the gradient's sign."""
+    model = cnn.Sequential([cnn.Dense(1, bias=False)])
+    model.build((1,), seed=0)
+    model.set_weights([[[0.5]]])
+    model.compile(cnn.Adam(0.125, betas=(0.9, beta2), eps=0.0), "mse")
+    model.train_on_batch([[1.0]], [[2.0]])
+    assert model.get_weights()[0][0, 0] == pytest.approx(0.625, rel=1e-6)
+
+
+def test_a_refused_add_leaves_the_model_as_it_was():
+    layer = cnn.ReLU()
+    model = cnn.Sequential([cnn.Dense(2), layer])
+    with pytest.raises(ValueError):
+        model.add(layer)
+    assert len(model.layers) == 2
+    assert model.predict([[1.0, 2.0]]).shape == (1, 2)

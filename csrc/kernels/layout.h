@@ -60,12 +60,3 @@ static void copy(const void *desc, void *const *args)
     for (int64_t i = 0; i < d->size; i += COPY_BLOCK)
         memcpy(out + i, in + i, sizeof(float) * (size_t)MIN(COPY_BLOCK, d->size - i));
 }
-
-static void zero(const void *desc, void *const *args)
-{
-    const pycnn_elementwise *d = desc;
-    float *out = args[0];
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < d->size; i += COPY_BLOCK)
-        memset(out + i, 0, sizeof(float) * (size_t)MIN(COPY_BLOCK, d->size - i));
-}

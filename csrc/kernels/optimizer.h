@@ -55,8 +55,8 @@ static void adam(const void *desc, void *const *args)
         for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
             const int64_t n = d->size - i;
             const vec w = load_n(weights + i, n), g = used_gradient(d, state, gradients + i, w, n);
-            const vec m = d->beta1 * load_n(first + i, n) + (1.0f - d->beta1) * g;
-            const vec v = d->beta2 * load_n(second + i, n) + (1.0f - d->beta2) * g * g;
+            const vec m = d->beta1 * load_n(first + i, n) + d->rest1 * g;
+            const vec v = d->beta2 * load_n(second + i, n) + d->rest2 * g * g;
             store_n(first + i, m, n);
             store_n(second + i, v, n);
             store_n(weights + i, w - rate * m / (vec_sqrt(v) / root + d->eps), n);

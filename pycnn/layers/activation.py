@@ -11,7 +11,7 @@ NAMES = (*shapes.ACTIVATION_OPTIONS, "softmax")
 
 def check(op: str, name: Any) -> None:
     """Refuses what is not the name of an activation, or None."""
-    if name is not None and name not in NAMES:
+    if name is not None and not (isinstance(name, str) and name in NAMES):
         raise ValueError(f"[{op}] activation must be None or one of {', '.join(NAMES)}, got {name!r}")
 
 
@@ -24,7 +24,9 @@ def operator(name: str, **options: float) -> operators.Operator:
 class Activation(Layer):
     """An activation by name: relu, leaky_relu, sigmoid, tanh, elu, gelu, silu, hard_swish or softmax."""
 
-    def __init__(self, activation: str, *, name: str | None = None, input_shape: Any = None):
+    def __init__(self, activation: str | None = None, *, name: str | None = None, input_shape: Any = None):
+        if activation is None and name in NAMES:
+            activation, name = name, None  # Activation(name="relu")
         check("Activation", activation)
         if activation is None:
             raise ValueError(f"[Activation] activation must be one of {', '.join(NAMES)}, got None")

@@ -64,7 +64,7 @@ class Layer:
             raise ValueError(f"[{type(self).__name__}] name must be a string that is not empty, got {name!r}")
         self._options: dict[str, Any] = {}
         self._named = name is not None
-        self.name = name or type(self).__name__.lower()
+        self._name = name or type(self).__name__.lower()
         self._trainable = True
         self.input_shape = None if input_shape is None else shapes.sizes(self.name, "input_shape", input_shape)
         self.parameters: dict[str, Parameter] = {}
@@ -101,6 +101,15 @@ class Layer:
             yield from child.leaves()
 
     @property
+    def name(self) -> str:
+        """The layer's name, unique in its model; a model names the layers that were given none."""
+        return self._name
+
+    @name.setter
+    def name(self, value: str) -> None:
+        self._name, self._named = value, True
+
+    @property
     def trainable(self) -> bool:
         """Whether training changes the parameters; setting it sets the layers inside as well."""
         return self._trainable
@@ -132,7 +141,8 @@ class Layer:
 
     def _check_input(self, shape: Shape) -> None:
         """A layer with parameters takes other image sizes than it was built for, but not other channels."""
-        if self.parameters and (len(shape), shape[0]) != (len(self._built_for), self._built_for[0]):
+        holds_parameters = any(leaf.parameters for leaf in self.leaves())
+        if holds_parameters and (len(shape), shape[0]) != (len(self._built_for), self._built_for[0]):
             raise ValueError(
                 f"[{self.name}] was built for inputs of shape {('N', *self._built_for)}, got {('N', *shape)}"
             )
@@ -256,11 +266,11 @@ def name_layers(layer: Layer) -> None:
     for part in inside:
         if not part._named:
             base, number = type(part).__name__.lower(), 0
-            part.name = base
-            while part.name in taken:
+            part._name = base
+            while part._name in taken:
                 number += 1
-                part.name = f"{base}_{number}"
-            taken[part.name] += 1
+                part._name = f"{base}_{number}"
+            taken[part._name] += 1
 
 
 def to_config(layer: Layer) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Dense, Flatten and Dropout."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,9 @@ class Dropout(Layer):
     def __init__(self, rate: float, *, name: str | None = None, input_shape: Any = None):
         super().__init__(name=name, input_shape=input_shape)
         self._remember(rate=rate)
-        self.rate = shapes.number("Dropout", "rate", rate, 0, math.nextafter(1, 0))
+        self.rate = shapes.number("Dropout", "rate", rate)
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"[Dropout] rate must be at least 0 and below 1, got {rate!r}")
 
     def emit(self, graph: Graph, x: Value) -> Value:
         return self._add(graph, operators.Dropout(self.rate), x)

@@ -20,7 +20,7 @@ class BatchNorm(Layer):
         super().__init__(name=name, input_shape=input_shape)
         self._remember(momentum=momentum, eps=eps)
         self.momentum = shapes.number("BatchNorm", "momentum", momentum, 0, 1)
-        self.eps = shapes.number("BatchNorm", "eps", eps, 0)
+        self.eps = shapes.float32("BatchNorm", "eps", eps, 0)
 
     def create(self, input_shape: Shape, generator: np.random.Generator) -> None:
         if len(input_shape) not in (1, 3):

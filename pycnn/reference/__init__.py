@@ -15,7 +15,7 @@ from pycnn.reference.elementwise import (
 )
 from pycnn.reference.gemm import dense, dense_backward, gemm
 from pycnn.reference.lcg import LCG
-from pycnn.reference.loss import binary_cross_entropy, mse, softmax, softmax_backward, softmax_cross_entropy
+from pycnn.reference.loss import binary_cross_entropy, mse, softmax_cross_entropy
 from pycnn.reference.norm import BatchNormCache, batch_norm, batch_norm_backward
 from pycnn.reference.optimizer import adam_update, sgd_update
 from pycnn.reference.pool import (
@@ -26,6 +26,7 @@ from pycnn.reference.pool import (
     max_pool2d,
     max_pool2d_backward,
 )
+from pycnn.reference.softmax import softmax, softmax_backward
 from pycnn.reference.tensor import Tensor
 
 __all__ = [

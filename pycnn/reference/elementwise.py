@@ -6,6 +6,7 @@ from typing import Any
 
 from pycnn import shapes
 from pycnn.reference.lists import Nested, apply, expect, flatten, reshape, shape_of
+from pycnn.reference.softmax import softmax, softmax_backward
 
 # ------------------------------------------------------------------------------------- activations
 #
@@ -124,8 +125,10 @@ _BACKWARD: dict[str, Callable[[float, float, float], float]] = {
 
 
 def activation(x: Nested, name: str, **options: float) -> Nested:
-    """The activation `name` of every element; `options` is alpha for leaky_relu and elu."""
+    """The activation `name` of every element (softmax: of the last axis); `options` is alpha for leaky_relu and elu."""
     shape_of("activation", "x", x)
+    if name == "softmax" and not options:
+        return softmax(x)
     name, alpha = shapes.activation("activation", name, options)
     return apply(lambda value: _FORWARD[name](value, alpha), x)
 
@@ -133,8 +136,10 @@ def activation(x: Nested, name: str, **options: float) -> Nested:
 def activation_backward(dy: Nested, x: Nested, name: str, **options: float) -> Nested:
     """dx = dy times the derivative of the activation at x, for every element."""
     op = "activation_backward"
-    name, alpha = shapes.activation(op, name, options)
     expect(op, "dy", dy, shape_of(op, "x", x))
+    if name == "softmax" and not options:
+        return softmax_backward(dy, softmax(x))
+    name, alpha = shapes.activation(op, name, options)
     return apply(lambda gradient, value: _BACKWARD[name](gradient, value, alpha), dy, x)
 
 

@@ -14,34 +14,6 @@ def _log_softmax(z: Nested) -> Nested:
     return [v - m - log_sum for v in z]
 
 
-def softmax(x: Nested) -> Nested:
-    """y_i = exp(x_i) / sum over j of exp(x_j) over the last axis; report 000, section II.A.3."""
-    shape = shape_of("softmax", "x", x)
-    if not shape:
-        raise ValueError(f"[softmax] x must have at least one axis, got the number {x!r}")
-    return _softmax(x, len(shape))
-
-
-def _softmax(x: Nested, rank: int) -> Nested:
-    if rank > 1:
-        return [_softmax(item, rank - 1) for item in x]
-    if not x:
-        return []
-    m = max(x)
-    exps = [math.exp(v - m) for v in x]
-    return [e / sum(exps) for e in exps]
-
-
-def softmax_backward(dy: Nested, y: Nested) -> Nested:
-    """dx_i = y_i (dy_i - sum over j of dy_j y_j), from dy_i / dx_j = y_i ([i = j] - y_j), for rows y = softmax(x)."""
-    return [_softmax_row_backward(gradient, row) for gradient, row in zip(dy, y, strict=True)]
-
-
-def _softmax_row_backward(dy: Nested, y: Nested) -> Nested:
-    common = sum(gradient * p for gradient, p in zip(dy, y, strict=True))
-    return [p * (gradient - common) for gradient, p in zip(dy, y, strict=True)]
-
-
 def softmax_cross_entropy(logits: Nested, labels: Nested) -> tuple[float, Nested]:
     """(loss, dlogits): loss = -1/N sum over n, c of t[n][c] * log softmax(z[n])[c]; report 001, equation 16.
 
@@ -61,7 +33,7 @@ def softmax_cross_entropy(logits: Nested, labels: Nested) -> tuple[float, Nested
         log_p = _log_softmax(z)
         if indices is None:
             t = labels[i]
-            loss -= sum(t[c] * log_p[c] for c in range(classes)) / n
+            loss -= sum(t[c] * log_p[c] for c in range(classes) if t[c]) / n
         else:
             # The one term of the sum, so that a logit of minus infinity elsewhere is no 0 * inf.
             t = [float(c == indices[i]) for c in range(classes)]
