@@ -8,9 +8,8 @@ import numpy as np
 import pycnn as cnn
 
 
-def main() -> None:
-    (x, y), (x_test, y_test) = cnn.datasets.digits()
-    model = cnn.Sequential(
+def network() -> cnn.Sequential:
+    return cnn.Sequential(
         [
             cnn.Conv2D(16, 3, padding="same", activation="relu"),
             cnn.MaxPool2D(2),
@@ -18,6 +17,11 @@ def main() -> None:
             cnn.Dense(10),
         ]
     )
+
+
+def main() -> None:
+    (x, y), (x_test, y_test) = cnn.datasets.digits()
+    model = network()
     model.compile(optimizer=cnn.SGD(0.1, momentum=0.9), loss="cross_entropy", metrics=["accuracy"])
     model.fit(x, y, epochs=10, batch_size=64, validation_data=(x_test, y_test), seed=0, verbose=2)
     print(model.evaluate(x_test, y_test))

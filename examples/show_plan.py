@@ -2,20 +2,13 @@
 
 import pycnn as cnn
 from pycnn import losses, lowering, optimizers
+from pycnn.bench import cases, kernel_peer
 from pycnn.executor import Dropouts, PlanExecutor
 from pycnn.native import ffi
 
 
 def main() -> None:
-    model = cnn.Sequential(
-        [
-            cnn.Conv2D(16, 3, padding="same", activation="relu"),
-            cnn.MaxPool2D(2),
-            cnn.Flatten(),
-            cnn.Dense(10),
-        ]
-    )
-    model.build((1, 8, 8), seed=0)
+    model = kernel_peer.network(cases.inputs())
     executor = PlanExecutor(model._graph((1, 8, 8)), Dropouts())
     updates = optimizers.Updates(cnn.SGD(0.1, momentum=0.9), {}, {})
     plan = lowering.loss_plan(

@@ -224,7 +224,7 @@ class PlanExecutor(Executor):
         return float(value[0]), y
 
     def _trainable(self) -> tuple[bool, ...]:
-        return tuple(bool(node.trained) for node in self.graph.nodes)
+        return tuple(node.layer.trainable for node in self.graph.nodes)
 
     def _first_non_finite(self, x: np.ndarray, last: bool) -> str:
         """The layer whose output first holds a NaN or infinity, with the same dropout as the step."""

@@ -1,5 +1,6 @@
 """A user's first minute with an installed wheel: run as `python smoke.py DIST` away from the sources."""
 
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -18,14 +19,7 @@ def main(dist: Path) -> None:
     assert wheel.stat().st_size < WHEEL_BYTES, f"{wheel.name} has {wheel.stat().st_size} bytes"
 
     (x, y), (x_test, y_test) = cnn.datasets.digits()
-    model = cnn.Sequential(
-        [
-            cnn.Conv2D(16, 3, padding="same", activation="relu"),
-            cnn.MaxPool2D(2),
-            cnn.Flatten(),
-            cnn.Dense(10),
-        ]
-    )
+    model = runpy.run_path(str(source.parent / "examples" / "digits.py"))["network"]()
     model.compile(optimizer=cnn.SGD(0.1, momentum=0.9), loss="cross_entropy", metrics=["accuracy"])
     model.fit(x, y, epochs=5, batch_size=64, seed=0, verbose=2)
     assert model.evaluate(x_test, y_test)["accuracy"] > 0.93

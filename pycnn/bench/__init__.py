@@ -1,7 +1,8 @@
 """`pycnn bench`: the same operations in pure Python, NumPy, these kernels, and PyTorch where it is installed.
 
 Every contestant computes the same cases from the same inputs; each result is compared with the reference before
-it is timed. Ours and PyTorch run in turn in one process and the best of many runs counts. NumPy is measured in a
+it is timed. Ours and PyTorch run in turn in one process and the best of many runs counts, of PyTorch that of its
+better memory format. NumPy is measured in a
 process of its own, for its BLAS keeps a thread pool that disturbs, and is disturbed by, OpenMP's.
 """
 
@@ -55,12 +56,13 @@ def _numpy_times(seconds: float) -> dict[str, float]:
     return json.loads(run.stdout)
 
 
-def _torch_functions() -> dict[str, Callable[[], Any]]:
+def _torch_functions() -> dict[str, dict[str, Callable[[], Any]]]:
+    """PyTorch's functions a memory format; none where it is not installed."""
     try:
         from pycnn.bench import torch_peer
     except ImportError:
         return {}
-    return torch_peer.functions(cases.inputs())
+    return {name: torch_peer.functions(cases.inputs(), name) for name in torch_peer.MEMORY_FORMATS}
 
 
 def _on_threads(threads: int, function: Callable[[], Any]) -> Callable[[], Any]:
@@ -92,10 +94,12 @@ def compare(report: Callable[[str], None], seconds: float) -> list[dict[str, Any
             contestants = {"c_1_thread": _on_threads(1, ours)}
             if threads > 1:
                 contestants["c_all_threads"] = _on_threads(threads, ours)
-            if torch:
-                _verify("PyTorch", case, _torch_functions()[case](), expected)
-                contestants["torch"] = torch[case]
+            for memory_format, functions in _torch_functions().items():
+                _verify(f"PyTorch ({memory_format})", case, functions[case](), expected)
+                contestants[memory_format] = torch[memory_format][case]
             times = best_time(contestants, seconds)
+            if torch:
+                times["torch"] = min(times.pop(memory_format) for memory_format in torch)
             rows.append({"case": case, "python": python_time, "numpy": numpy_times[case], **times})
     finally:
         native.set_num_threads(threads)

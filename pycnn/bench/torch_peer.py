@@ -1,4 +1,4 @@
-"""The cases in PyTorch, which is imported here alone; in its default layout, the faster one at this size."""
+"""The cases in PyTorch, which is imported here alone, in each of its memory formats."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,14 @@ from torch.nn import functional
 
 from pycnn.bench import cases
 
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
-def functions(inputs: dict[str, np.ndarray]) -> dict[str, Callable[[], Any]]:
-    """A function a case; a training step returns the loss."""
+
+def functions(inputs: dict[str, np.ndarray], memory_format: str) -> dict[str, Callable[[], Any]]:
+    """A function a case, on images and filters in this memory format; a training step returns the loss."""
     i = {name: torch.from_numpy(array.copy()) for name, array in inputs.items()}
+    chosen = MEMORY_FORMATS[memory_format]
+    i = {name: t.contiguous(memory_format=chosen) if t.ndim == 4 else t for name, t in i.items()}
     weights = [i[name].clone().requires_grad_() for name in ("w", "b", "dense_w", "dense_b")]
     w, b, dense_w, dense_b = weights
     optimizer = torch.optim.SGD(weights, lr=cases.RATE)
