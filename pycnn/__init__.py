@@ -6,7 +6,7 @@ from pycnn.executor import backend
 from pycnn.layers import *  # noqa: F403
 from pycnn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from pycnn.model import History, NonFiniteLossError, Sequential, load
-from pycnn.native import get_num_threads, info, set_num_threads
+from pycnn.native import config, get_num_threads, info, set_num_threads
 from pycnn.optimizers import SGD, Adam
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Sequential",
     "__version__",
     "backend",
+    "config",
     "datasets",
     "get_num_threads",
     "info",

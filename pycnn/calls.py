@@ -8,10 +8,14 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from pycnn import shapes
+from pycnn import native, shapes
 from pycnn.plan import Buffer, PlanBuilder
 
 Optional = Buffer | None
+
+# What the transforms of Winograd's convolution cost, in multiply-adds a channel of a window, a filter of a patch,
+# and a filter's channel.
+WINDOW_COST, PATCH_COST, FILTER_COST = 220, 160, 140
 
 # Strides of convolution weights in floats, as the C descriptor wants them.
 Strides = dict[str, int]
@@ -32,17 +36,43 @@ def _is_depthwise(g: shapes.Conv2D) -> bool:
     return g.groups == g.c == g.k and g.groups > 1
 
 
+def _whole(channels: int) -> int:
+    """Channels in whole vectors of the usual width."""
+    return -(-channels // 8) * 8
+
+
+def _uses_winograd(g: shapes.Conv2D, images: int, height: int, width: int, inputs: int, outputs: int) -> bool:
+    """Whether Winograd's F(4x4, 3x3) is the cheaper way to (images, outputs, height, width) from `inputs` channels.
+
+    Costs are multiply-adds, the transforms' counted by their instructions: a patch of 4x4 outputs takes 36 products
+    where the direct sum takes 9 an output; a window of 6x6 inputs, a patch of outputs and a filter are transformed.
+    """
+    kernel = (g.r, g.s, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups)
+    if not native.config()["winograd"] or kernel != (3, 3, 1, 1, 1, 1, 1):
+        return False
+    patches = images * -(-height // 4) * -(-width // 4)
+    c, k = _whole(inputs), _whole(outputs)
+    transforms = patches * (WINDOW_COST * c + PATCH_COST * k) + FILTER_COST * c * k
+    return 36 * patches * c * k + transforms < 9 * images * height * width * inputs * k
+
+
 def _conv_work(g: shapes.Conv2D) -> int:
     return math.prod(g.y_shape) * g.c // g.groups * g.r * g.s
 
 
 def conv2d(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buffer, w: Buffer, bias: Optional) -> None:
-    kernel = "depthwise" if _is_depthwise(g) else "conv2d"
+    if _uses_winograd(g, g.n, g.oh, g.ow, g.c, g.k):
+        kernel = "winograd_conv2d"
+    else:
+        kernel = "depthwise" if _is_depthwise(g) else "conv2d"
     b.call(kernel, [y, x, w, bias], _conv_work(g), **asdict(g), **strides)
 
 
 def conv2d_backward_data(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dy: Buffer, w: Buffer) -> None:
-    kernel = "depthwise_backward_data" if _is_depthwise(g) else "conv2d_backward_data"
+    if _uses_winograd(g, g.n, g.h, g.w, g.k, g.c):
+        kernel = "winograd_backward_data"
+    else:
+        kernel = "depthwise_backward_data" if _is_depthwise(g) else "conv2d_backward_data"
     b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides)
 
 

@@ -114,7 +114,7 @@ class PlanExecutor(Executor):
         ]
 
     def _plan(self, key: tuple, make: Callable[[], Plan]) -> tuple[tuple, Plan]:
-        key = (*key, native.get_num_threads())
+        key = (*key, *native.plan_settings())
         with self._lock:
             plan = self._plans.get(key) or make()
             self._plans[key] = plan

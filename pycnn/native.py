@@ -52,6 +52,7 @@ def _select_instruction_set(name: str) -> None:
 
 _select_instruction_set(os.environ.get("PYCNN_ISA", "").strip() or usable_instruction_sets()[0])
 _threads = min(lib.pycnn_processors(), MAX_THREADS)
+_winograd = True
 
 
 def set_num_threads(n: int) -> None:
@@ -66,6 +67,25 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """The number of threads that the kernels use."""
     return _threads
+
+
+def config(*, winograd: bool | None = None) -> dict[str, bool]:
+    """Sets what is given and returns all settings; they hold for every plan made from then on.
+
+    winograd: whether 3x3 convolutions of stride 1 may use Winograd's algorithm, which is faster, with a rounding
+    error of up to 5e-6 of the largest result (1e-5 for the gradient of the weights) instead of 1e-6.
+    """
+    global _winograd
+    if winograd is not None:
+        if not isinstance(winograd, bool):
+            raise TypeError(f"[config] winograd must be True or False, got {winograd!r}")
+        _winograd = winograd
+    return {"winograd": _winograd}
+
+
+def plan_settings() -> tuple[int, bool]:
+    """What every plan depends on besides its shapes."""
+    return _threads, _winograd
 
 
 def info() -> dict[str, Any]:

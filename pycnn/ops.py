@@ -20,17 +20,17 @@ CACHED_PLANS = 256
 
 
 def _plan(build: Callable[..., None]) -> Callable[..., Plan]:
-    """Makes a plan builder's function return the finished plan, kept for the arguments and the thread count."""
+    """Makes a plan builder's function return the finished plan, kept for the arguments and the settings."""
 
     @lru_cache(maxsize=CACHED_PLANS)
-    def cached(threads: int, *args: Any) -> Plan:
+    def cached(settings: tuple[int, bool], *args: Any) -> Plan:
         builder = PlanBuilder()
         build(builder, *args)
         return builder.finish()
 
     @wraps(build)
     def plan(*args: Any) -> Plan:
-        return cached(native.get_num_threads(), *args)
+        return cached(native.plan_settings(), *args)
 
     return plan
 

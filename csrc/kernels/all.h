@@ -7,6 +7,7 @@
 #include "outer.h"
 #include "gemm.h"
 #include "conv2d.h"
+#include "winograd.h"
 #include "depthwise.h"
 #include "pool.h"
 #include "elementwise.h"

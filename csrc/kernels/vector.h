@@ -94,3 +94,9 @@ INLINE int64_t line_floats(int64_t floats) { return round_up(floats, 16); }
 
 /* Where part i of n begins when `total` is cut into n even parts. */
 INLINE int64_t part_start(int64_t total, int64_t i, int64_t n) { return total / n * i + MIN(i, total % n); }
+/* Which part of these item `at` lies in. */
+INLINE int64_t part_of(int64_t total, int64_t at, int64_t n)
+{
+    const int64_t longer = total % n * (total / n + 1);
+    return at < longer ? at / (total / n + 1) : total % n + (at - longer) / (total / n);
+}

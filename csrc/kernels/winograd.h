@@ -1,0 +1,465 @@
+/* 3x3 convolution of stride 1 by Winograd's F(4x4, 3x3): 36 multiplications where the direct sum takes 144
+ * (Lavin and Gray 2016, "Fast algorithms for convolutional neural networks", equation 12).
+ *
+ *     y[4x4] = A^T [ (G g G^T) * (B^T x[6x6] B) ] A        for each patch of 4x4 outputs, summed over channels
+ *
+ * After the transforms, each of the 36 places `e` of a patch is a matrix product of its own:
+ *
+ *     m[e][patch][column] = sum over l: v[e][patch][l] * u[e][l][column]
+ *
+ * Of v and u the larger one is made where it is used and stays in L2; the other lies in shared memory.
+ *
+ *     more patches than columns:                       fewer:
+ *         u of all weights              shared             v of all patches                   shared
+ *         for each block of patches:    among threads      for each panel of columns:         among threads
+ *             v of the block                                   for each chunk of l:
+ *             for each panel of columns:                           u of the panel's chunk
+ *                 for each e: m = v u                              for each e: m += v u
+ *                 outputs                                      outputs
+ *
+ * The transforms interpolate at 0, +-sqrt(1/2), +-sqrt(2) and infinity: reciprocal points keep the entries of
+ * A, B and G small, and the error at a third of what 0, +-1, +-2 give (Barabasz et al. 2020, section 5).
+ *
+ * Backward-data is the convolution of dy with the flipped filters, channels and filters exchanged. Each output
+ * is made by one task, in an order of shapes alone. */
+
+enum { PATCH = 4, WINDOW = 6, PLACES = WINDOW * WINDOW, TAPS_3X3 = 9 };
+enum { OWN_FLOATS = 65536, LEAST_TASKS = 16 };
+
+static const float POINT_A = 0.70710678118654752f, POINT_B = 1.4142135623730951f;      /* a * a = 1/2, b * b = 2 */
+static const float CUBE_A = 0.35355339059327376f, CUBE_B = 2.8284271247461903f;
+static const float NORM_A = -2.f / 3, NORM_B = 1.f / 6;
+
+/* o = B^T d: a window of the input. */
+INLINE void input_transform(const vec d[WINDOW], vec o[WINDOW])
+{
+    const vec even_a = d[4] - 2 * d[2], odd_a = d[3] - 2 * d[1];
+    const vec even_b = d[4] - 0.5f * d[2], odd_b = d[3] - 0.5f * d[1];
+    o[0] = d[0] + (d[4] - 2.5f * d[2]);
+    o[1] = even_a + POINT_A * odd_a;
+    o[2] = even_a - POINT_A * odd_a;
+    o[3] = even_b + POINT_B * odd_b;
+    o[4] = even_b - POINT_B * odd_b;
+    o[5] = d[1] + (d[5] - 2.5f * d[3]);
+}
+
+/* o = A^T m: products to outputs. */
+INLINE void output_transform(const vec m[WINDOW], vec o[PATCH])
+{
+    const vec even_a = m[1] + m[2], odd_a = m[1] - m[2], even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    o[0] = m[0] + even_a + even_b;
+    o[1] = POINT_A * odd_a + POINT_B * odd_b;
+    o[2] = 0.5f * even_a + 2 * even_b;
+    o[3] = m[5] + CUBE_A * odd_a + CUBE_B * odd_b;
+}
+
+/* o = G g: a filter. */
+INLINE void filter_transform(const vec g[3], vec o[WINDOW])
+{
+    const vec even_a = NORM_A * (g[0] + 0.5f * g[2]), odd_a = (NORM_A * POINT_A) * g[1];
+    const vec even_b = NORM_B * (g[0] + 2 * g[2]), odd_b = (NORM_B * POINT_B) * g[1];
+    o[0] = g[0];
+    o[1] = even_a + odd_a;
+    o[2] = even_a - odd_a;
+    o[3] = even_b + odd_b;
+    o[4] = even_b - odd_b;
+    o[5] = g[2];
+}
+
+/* Images and weights as one product sees them: forward, or backward-data with the roles exchanged. */
+typedef struct {
+    int64_t images, len, columns;            /* channels summed over, channels made */
+    int64_t in_h, in_w, out_h, out_w, top, left;
+    int64_t w_tap, w_l, w_column, flipped;
+    int64_t down, across, patches;           /* of an image; in all */
+} winograd;
+
+static winograd winograd_forward(const pycnn_conv2d *d)
+{
+    const int64_t down = ceil_div(d->oh, PATCH), across = ceil_div(d->ow, PATCH);
+    return (winograd){
+        .images = d->n, .len = d->c, .columns = d->k, .in_h = d->h, .in_w = d->w, .out_h = d->oh, .out_w = d->ow,
+        .top = d->pad_top, .left = d->pad_left, .w_tap = d->w_tap, .w_l = d->w_c, .w_column = d->w_k,
+        .down = down, .across = across, .patches = d->n * down * across,
+    };
+}
+
+static winograd winograd_reversed(const pycnn_conv2d *d)
+{
+    const int64_t down = ceil_div(d->h, PATCH), across = ceil_div(d->w, PATCH);
+    return (winograd){
+        .images = d->n, .len = d->k, .columns = d->c, .in_h = d->oh, .in_w = d->ow, .out_h = d->h, .out_w = d->w,
+        .top = 2 - d->pad_top, .left = 2 - d->pad_left, .w_tap = d->w_tap, .w_l = d->w_k, .w_column = d->w_c,
+        .flipped = 1, .down = down, .across = across, .patches = d->n * down * across,
+    };
+}
+
+/* Channels are summed in whole vectors, those beyond the last being zeros. */
+INLINE int64_t whole(int64_t channels) { return round_up(channels, VL); }
+INLINE int64_t panel_width(int64_t columns, int64_t panel) { return panel_vectors(columns, panel) * VL; }
+
+/* ---- v, of a range of patches in groups of rows: [e][group][l / VL][row][VL] */
+
+typedef struct { int64_t first, patches, groups; } patch_range;
+
+static patch_range patch_part(int64_t patches, int64_t part, int64_t parts)
+{
+    patch_range r = { .first = part_start(patches, part, parts) };
+    r.patches = part_start(patches, part + 1, parts) - r.first;
+    r.groups = ceil_div(r.patches, TILE_ROWS);
+    return r;
+}
+INLINE int64_t group_start(const patch_range *r, int64_t g) { return part_start(r->patches, g, r->groups); }
+INLINE int64_t group_rows(const patch_range *r, int64_t g) { return group_start(r, g + 1) - group_start(r, g); }
+
+/* The place of a patch in its images: its first row and column of outputs. */
+typedef struct { int64_t n, row, column; } patch_place;
+
+INLINE patch_place find_patch(const winograd *p, int64_t patch)
+{
+    return (patch_place){ patch / p->across / p->down, patch / p->across % p->down * PATCH, patch % p->across * PATCH };
+}
+
+/* Where the pixels of a patch's window lie; padding is read from `zeros`. */
+static void find_window(const winograd *p, const float *in, int64_t patch, const float *zeros,
+                        const float *window[PLACES])
+{
+    const patch_place at = find_patch(p, patch);
+    const int64_t row = at.row - p->top, column = at.column - p->left;
+    for (int64_t i = 0; i < WINDOW; i++)
+        for (int64_t j = 0; j < WINDOW; j++)
+            window[i * WINDOW + j] = inside(row + i, p->in_h) && inside(column + j, p->in_w)
+                ? in + ((at.n * p->in_h + row + i) * p->in_w + column + j) * p->len : zeros;
+}
+
+/* B^T d B of n channels from l on, to v, v + step, ... */
+INLINE void transform_window(const float *const window[PLACES], int64_t l, int64_t n, float *v, int64_t step)
+{
+    vec half[WINDOW][WINDOW];
+    UNROLL for (int j = 0; j < WINDOW; j++) {
+        vec d[WINDOW], o[WINDOW];
+        UNROLL for (int i = 0; i < WINDOW; i++)
+            d[i] = load_n(window[i * WINDOW + j] + l, n);
+        input_transform(d, o);
+        UNROLL for (int i = 0; i < WINDOW; i++)
+            half[i][j] = o[i];
+    }
+    UNROLL for (int i = 0; i < WINDOW; i++) {
+        vec o[WINDOW];
+        input_transform(half[i], o);
+        UNROLL for (int j = 0; j < WINDOW; j++)
+            store(v + (i * WINDOW + j) * step, o[j]);
+    }
+}
+
+/* All channels of a window, those of vector i to v + i * vector_step. */
+static void transform_channels(const float *const window[PLACES], int64_t channels, float *v, int64_t vector_step,
+                               int64_t step)
+{
+    const int64_t full = channels / VL * VL;
+    for (int64_t l = 0; l < full; l += VL, v += vector_step)
+        transform_window(window, l, VL, v, step);
+    if (full < channels)
+        transform_window(window, full, channels - full, v, step);
+}
+
+static void transform_patch(const winograd *p, const float *in, const float *zeros, const patch_range *r, int64_t g,
+                            int64_t row, float *v)
+{
+    const float *window[PLACES];
+    const int64_t start = group_start(r, g), channels = whole(p->len);
+    find_window(p, in, r->first + start + row, zeros, window);
+    transform_channels(window, p->len, v + start * channels + row * VL, group_rows(r, g) * VL, r->patches * channels);
+}
+
+/* ---- u, weights in panels of columns: [e][l][vectors] */
+
+/* to[j][i] = from[i][j] for i < rows, j < columns. */
+static void transpose_block(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
+                            int64_t columns)
+{
+    const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+    for (int64_t j = 0; j < whole_columns; j += 4)
+        for (int64_t i = 0; i < whole_rows; i += 4)
+            transpose_4x4(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+    for (int64_t j = 0; j < columns; j++)
+        for (int64_t i = j < whole_columns ? whole_rows : 0; i < rows; i++)
+            to[j * to_row + i] = from[i * from_row + j];
+}
+
+enum { GATHERED = 16, FILTER_FLOATS = GATHERED * TAPS_3X3 * PANEL };
+
+/* Brings `len` filters of a panel to [l][tap][PANEL], columns beyond the last being zeros. One of the strides is 1,
+ * and blocks are transposed along it. */
+static void gather_filters(const winograd *p, const float *w, int64_t len, int64_t columns, float *to)
+{
+    if (columns < PANEL)
+        memset(to, 0, sizeof(float) * FILTER_FLOATS);
+    if (p->w_column == 1)
+        for (int64_t l = 0; l < len; l++)
+            for (int64_t t = 0; t < TAPS_3X3; t++)
+                for (int64_t j = 0; j < columns; j += VL)
+                    store_n(to + (l * TAPS_3X3 + t) * PANEL + j, load_n(w + l * p->w_l + t * p->w_tap + j, columns - j),
+                            columns - j);
+    else if (p->w_tap == 1)
+        for (int64_t l = 0; l < len; l++)
+            transpose_block(w + l * p->w_l, p->w_column, to + l * TAPS_3X3 * PANEL, PANEL, columns, TAPS_3X3);
+    else
+        for (int64_t t = 0; t < TAPS_3X3; t++)
+            transpose_block(w + t * p->w_tap, p->w_column, to + t * PANEL, TAPS_3X3 * PANEL, columns, len);
+}
+
+/* G g G^T of one vector of columns, to u, u + step, ... */
+INLINE void transform_filter(const float *g, int64_t flipped, float *u, int64_t step)
+{
+    vec half[WINDOW][3];
+    UNROLL for (int s = 0; s < 3; s++) {
+        vec column[3], o[WINDOW];
+        UNROLL for (int r = 0; r < 3; r++)
+            column[r] = load(g + (flipped ? TAPS_3X3 - 1 - r * 3 - s : r * 3 + s) * PANEL);
+        filter_transform(column, o);
+        UNROLL for (int i = 0; i < WINDOW; i++)
+            half[i][s] = o[i];
+    }
+    UNROLL for (int i = 0; i < WINDOW; i++) {
+        vec o[WINDOW];
+        filter_transform(half[i], o);
+        UNROLL for (int j = 0; j < WINDOW; j++)
+            store(u + (i * WINDOW + j) * step, o[j]);
+    }
+}
+
+/* u of l0..l1 of a panel; places are `step` floats apart. */
+static void transform_filters(const winograd *p, const float *w, int64_t panel, int64_t l0, int64_t l1, float *u,
+                              int64_t step)
+{
+    const int64_t width = panel_width(p->columns, panel), columns = MIN(PANEL, p->columns - panel * PANEL);
+    float gathered[FILTER_FLOATS];
+    for (; l0 < l1; l0 += GATHERED) {
+        const int64_t end = MIN(l1, l0 + GATHERED), len = MIN(p->len, end) - l0;
+        gather_filters(p, w + panel * PANEL * p->w_column + l0 * p->w_l, len, columns, gathered);
+        if (len < end - l0)
+            memset(gathered + len * TAPS_3X3 * PANEL, 0, sizeof(float) * (size_t)((end - l0 - len) * TAPS_3X3 * PANEL));
+        for (const float *g = gathered; g < gathered + (end - l0) * TAPS_3X3 * PANEL; g += TAPS_3X3 * PANEL)
+            for (int64_t j = 0; j < width; j += VL, u += VL)
+                transform_filter(g + j, p->flipped, u, step);
+    }
+}
+
+/* ---- m = v u, or m += v u, of one place and group: [row][vectors] */
+
+typedef void (*place_function)(int64_t len, const float *v, const float *u, float *m, int64_t add);
+
+INLINE void place_product(const int rows, const int vectors, int64_t len, const float *v, const float *u, float *m,
+                          int64_t add)
+{
+    vec acc[TILE_ROWS][2];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++)
+            acc[i][j] = (vec){ 0 };
+    for (; len > 0; len -= VL, v += (rows - 1) * VL)
+        for (int64_t l = 0; l < VL; l++, v++, u += vectors * VL) {
+            vec b[2];
+            UNROLL for (int j = 0; j < vectors; j++)
+                b[j] = load(u + j * VL);
+            UNROLL for (int i = 0; i < rows; i++) {
+                vec a = splat(v[i * VL]);
+                UNROLL for (int j = 0; j < vectors; j++)
+                    acc[i][j] = acc[i][j] + a * b[j];
+            }
+        }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++) {
+            float *to = m + (i * vectors + j) * VL;
+            store(to, add ? load(to) + acc[i][j] : acc[i][j]);
+        }
+}
+
+#define PLACE_FUNCTION(rows, vectors)                                                                         \
+    static void place_##rows##x##vectors(int64_t len, const float *v, const float *u, float *m, int64_t add)  \
+    {                                                                                                         \
+        place_product(rows, vectors, len, v, u, m, add);                                                      \
+    }
+#define PLACE_FUNCTIONS(rows) PLACE_FUNCTION(rows, 1) PLACE_FUNCTION(rows, 2)
+TILE_SIZES(PLACE_FUNCTIONS)
+
+#define PLACE_ENTRY_1(rows) place_##rows##x1,
+#define PLACE_ENTRY_2(rows) place_##rows##x2,
+static const place_function place_functions[2][TILE_ROWS] = { { TILE_SIZES(PLACE_ENTRY_1) },
+                                                              { TILE_SIZES(PLACE_ENTRY_2) } };
+
+/* All places of a range of patches, for l0..l1 of one panel whose rows of u begin at l0: m is [e][patch][width]. */
+static void multiply_places(const winograd *p, const patch_range *r, int64_t panel, int64_t l0, int64_t l1,
+                            const float *v, const float *u, int64_t u_step, float *m)
+{
+    const int64_t channels = whole(p->len), width = panel_width(p->columns, panel);
+    const place_function *functions = place_functions[width / VL - 1];
+    for (int64_t e = 0; e < PLACES; e++, u += u_step)
+        for (int64_t g = 0; g < r->groups; g++) {
+            const int64_t start = group_start(r, g), rows = group_rows(r, g);
+            functions[rows - 1](l1 - l0, v + (e * r->patches + start) * channels + l0 * rows, u,
+                                m + (e * r->patches + start) * width, l0 > 0);
+        }
+}
+
+/* ---- outputs */
+
+/* A^T m A of one vector of columns, n of them, to the rows x columns outputs of a patch. */
+INLINE void transform_outputs(const float *m, int64_t step, vec bias, float *out, int64_t row_step, int64_t pixel_step,
+                              int64_t rows, int64_t columns, int64_t n)
+{
+    vec half[PATCH][WINDOW];
+    UNROLL for (int j = 0; j < WINDOW; j++) {
+        vec column[WINDOW], o[PATCH];
+        UNROLL for (int i = 0; i < WINDOW; i++)
+            column[i] = load(m + (i * WINDOW + j) * step);
+        output_transform(column, o);
+        UNROLL for (int i = 0; i < PATCH; i++)
+            half[i][j] = o[i];
+    }
+    UNROLL for (int i = 0; i < PATCH; i++) {
+        vec o[PATCH];
+        if (i >= rows)
+            return;
+        output_transform(half[i], o);
+        UNROLL for (int j = 0; j < PATCH; j++)
+            if (j < columns)
+                store_n(out + i * row_step + j * pixel_step, o[j] + bias, n);
+    }
+}
+
+static void store_patches(const winograd *p, const patch_range *r, int64_t panel, const float *m, float *out,
+                          const float *bias)
+{
+    const int64_t width = panel_width(p->columns, panel), row_step = p->out_w * p->columns;
+    for (int64_t i = 0; i < r->patches; i++) {
+        const patch_place at = find_patch(p, r->first + i);
+        float *corner = out + (at.n * p->out_h + at.row) * row_step + at.column * p->columns;
+        for (int64_t j = 0; j < width; j += VL) {
+            const int64_t column = panel * PANEL + j, n = p->columns - column;
+            transform_outputs(m + i * width + j, r->patches * width, bias ? load_n(bias + column, n) : splat(0),
+                              corner + column, row_step, p->columns, p->out_h - at.row, p->out_w - at.column, n);
+        }
+    }
+}
+
+/* ---- the two loop nests */
+
+/* The parts of a workspace, in floats: the zeros, the shared u or v, a thread's own v or u, a thread's m. */
+typedef struct { int64_t parts, chunk, zeros, shared, own, m; } winograd_space;
+
+INLINE int keeps_weights(const winograd *p) { return p->patches >= p->columns; }
+
+static winograd_space winograd_layout(const winograd *p)
+{
+    const int64_t channels = whole(p->len), all = panels(p->columns);
+    winograd_space s = { .zeros = line_floats(p->len) };
+    if (keeps_weights(p)) { /* blocks of whole groups */
+        const int64_t groups = MAX(1, OWN_FLOATS / (PLACES * channels * TILE_ROWS));
+        s.parts = ceil_div(p->patches, groups * TILE_ROWS);
+        s.chunk = channels;
+        s.shared = PLACES * all * channels * PANEL;
+        s.own = PLACES * ceil_div(p->patches, s.parts) * channels;
+    } else {
+        s.parts = MIN(p->patches, ceil_div(LEAST_TASKS, all));
+        s.chunk = MIN(channels, MAX(1, OWN_FLOATS / (PLACES * PANEL * GATHERED)) * GATHERED);
+        s.shared = line_floats(PLACES * p->patches * channels);
+        s.own = PLACES * s.chunk * PANEL;
+    }
+    s.m = PLACES * ceil_div(p->patches, s.parts) * PANEL;
+    return s;
+}
+
+static int64_t winograd_floats(const winograd *p, int64_t threads)
+{
+    const winograd_space s = winograd_layout(p);
+    return s.zeros + s.shared + threads * (line_floats(s.own) + line_floats(s.m));
+}
+
+static void winograd_blocks(const winograd *p, const winograd_space *s, float *out, const float *in, const float *w,
+                            const float *bias, const float *zeros, float *u, float *v, float *m)
+{
+    const int64_t channels = whole(p->len), all = panels(p->columns), strips = ceil_div(channels, GATHERED);
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < all * strips; task++) {
+        const int64_t panel = task / strips, l0 = task % strips * GATHERED, width = panel_width(p->columns, panel);
+        transform_filters(p, w, panel, l0, MIN(channels, l0 + GATHERED), u + PLACES * panel * channels * PANEL + l0 * width,
+                          channels * width);
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t block = 0; block < s->parts; block++) {
+        const patch_range r = patch_part(p->patches, block, s->parts);
+        for (int64_t g = 0; g < r.groups; g++)
+            for (int64_t row = 0; row < group_rows(&r, g); row++)
+                transform_patch(p, in, zeros, &r, g, row, v);
+        for (int64_t panel = 0; panel < all; panel++) {
+            multiply_places(p, &r, panel, 0, channels, v, u + PLACES * panel * channels * PANEL,
+                            channels * panel_width(p->columns, panel), m);
+            store_patches(p, &r, panel, m, out, bias);
+        }
+    }
+}
+
+static void winograd_panels(const winograd *p, const winograd_space *s, float *out, const float *in, const float *w,
+                            const float *bias, const float *zeros, float *u, float *v, float *m)
+{
+    const int64_t channels = whole(p->len), all = panels(p->columns);
+#pragma omp for schedule(static)
+    for (int64_t patch = 0; patch < p->patches; patch++) {
+        const patch_range r = patch_part(p->patches, part_of(p->patches, patch, s->parts), s->parts);
+        const int64_t g = part_of(r.patches, patch - r.first, r.groups);
+        transform_patch(p, in, zeros, &r, g, patch - r.first - group_start(&r, g), v + PLACES * r.first * channels);
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < all * s->parts; task++) {
+        const int64_t panel = task / s->parts, width = panel_width(p->columns, panel);
+        const patch_range r = patch_part(p->patches, task % s->parts, s->parts);
+        for (int64_t l0 = 0; l0 < channels; l0 += s->chunk) {
+            const int64_t l1 = MIN(channels, l0 + s->chunk);
+            transform_filters(p, w, panel, l0, l1, u, (l1 - l0) * width);
+            multiply_places(p, &r, panel, l0, l1, v + PLACES * r.first * channels, u, (l1 - l0) * width, m);
+        }
+        store_patches(p, &r, panel, m, out, bias);
+    }
+}
+
+static void run_winograd(const winograd *p, float *out, const float *in, const float *w, const float *bias,
+                         float *workspace)
+{
+    const winograd_space s = winograd_layout(p);
+    float *zeros = workspace, *shared = zeros + s.zeros, *own = shared + s.shared;
+    own += omp_get_thread_num() * (line_floats(s.own) + line_floats(s.m));
+    float *m = own + line_floats(s.own);
+#pragma omp single
+    memset(zeros, 0, sizeof(float) * (size_t)p->len);
+    if (keeps_weights(p))
+        winograd_blocks(p, &s, out, in, w, bias, zeros, shared, own, m);
+    else
+        winograd_panels(p, &s, out, in, w, bias, zeros, own, shared, m);
+}
+
+static int64_t winograd_conv2d_workspace(const void *desc, int64_t threads)
+{
+    const winograd p = winograd_forward(desc);
+    return winograd_floats(&p, threads) * (int64_t)sizeof(float);
+}
+
+/* y, x, w, bias or NULL */
+static void winograd_conv2d(const void *desc, void *const *args)
+{
+    const winograd p = winograd_forward(desc);
+    run_winograd(&p, args[0], args[1], args[2], args[3], args[4]);
+}
+
+static int64_t winograd_backward_data_workspace(const void *desc, int64_t threads)
+{
+    const winograd p = winograd_reversed(desc);
+    return winograd_floats(&p, threads) * (int64_t)sizeof(float);
+}
+
+/* dx, dy, w */
+static void winograd_backward_data(const void *desc, void *const *args)
+{
+    const winograd p = winograd_reversed(desc);
+    run_winograd(&p, args[0], args[1], args[2], NULL, args[3]);
+}
