@@ -79,7 +79,10 @@ def conv2d_backward_data(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx:
 def conv2d_backward_weights(
     b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dw: Buffer, x: Buffer, dy: Buffer
 ) -> None:
-    kernel = "depthwise_backward_weights" if _is_depthwise(g) else "conv2d_backward_weights"
+    if _uses_winograd(g, g.n, g.oh, g.ow, g.c, g.k):
+        kernel = "winograd_backward_weights"
+    else:
+        kernel = "depthwise_backward_weights" if _is_depthwise(g) else "conv2d_backward_weights"
     b.call(kernel, [dw, x, dy], _conv_work(g), **asdict(g), **strides)
 
 

@@ -8,6 +8,7 @@
 #include "gemm.h"
 #include "conv2d.h"
 #include "winograd.h"
+#include "winograd_weights.h"
 #include "depthwise.h"
 #include "pool.h"
 #include "elementwise.h"

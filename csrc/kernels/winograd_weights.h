@@ -1,0 +1,198 @@
+/* The gradient of 3x3 filters of stride 1 by Winograd's F(3x3, 4x4), the counterpart of winograd.h: the same windows
+ * of the input and the same 36 products, with patches of dy in the place of filters.
+ *
+ *     dw[3x3] = G^T [ sum over patches: (B^T x[6x6] B) * (A dy[4x4] A^T) ] G
+ *
+ *     for each chunk of patches:
+ *         v of its windows, d of its patches of dy                       shared among threads
+ *         for each panel of columns, for each strip of l:                shared among threads
+ *             for each place e, for each block of l: du[e][l][column] += sum over patches: v[e][patch][l] * d[e][patch][column]
+ *             after the last chunk: dw of the strip
+ *
+ * No sum is split among threads, so its bits do not depend on them. A chunk is so long that v and d are read about
+ * as often as du. */
+
+enum { STRIP_BLOCKS = (48 + TILE_ROWS - 1) / TILE_ROWS, LEAST_PATCHES = 64 };
+
+typedef struct {
+    winograd p;                      /* as in the forward product */
+    int64_t v_row;                   /* floats of a patch of v, not a power of two: rows then share few cache sets */
+    int64_t chunks, patches;         /* patches of the longest chunk */
+    int64_t strips, strip;           /* l of the longest strip */
+} winograd_outer;
+
+static winograd_outer winograd_weights_cut(const pycnn_conv2d *d)
+{
+    winograd_outer o = { .p = winograd_forward(d) };
+    const winograd *p = &o.p;
+    o.v_row = line_floats(whole(p->len)) + 16;
+    o.chunks = ceil_div(p->patches, MAX(LEAST_PATCHES, 2 * p->len * p->columns / (p->len + p->columns)));
+    o.patches = ceil_div(p->patches, o.chunks);
+    o.strips = ceil_div(p->len, STRIP_BLOCKS * TILE_ROWS);
+    o.strip = ceil_div(p->len, o.strips);
+    return o;
+}
+
+/* Floats of du for one panel and strip, and how many of them are kept at once: with one chunk a thread uses its own
+ * again and again. */
+static int64_t strip_floats(const winograd_outer *o) { return line_floats(PLACES * o->strip * PANEL); }
+static int64_t kept_strips(const winograd_outer *o, int64_t threads)
+{
+    return o->chunks == 1 ? threads : panels(o->p.columns) * o->strips;
+}
+
+static int64_t winograd_backward_weights_workspace(const void *desc, int64_t threads)
+{
+    const winograd_outer o = winograd_weights_cut(desc);
+    const int64_t v = PLACES * o.patches * o.v_row, d = PLACES * o.patches * panels(o.p.columns) * PANEL;
+    const int64_t zeros = line_floats(MAX(o.p.len, o.p.columns));
+    return (zeros + v + d + kept_strips(&o, threads) * strip_floats(&o)) * (int64_t)sizeof(float);
+}
+
+/* o = A d: a patch of dy. */
+INLINE void gradient_transform(const vec d[PATCH], vec o[WINDOW])
+{
+    const vec even_a = d[0] + 0.5f * d[2], odd_a = POINT_A * d[1] + CUBE_A * d[3];
+    const vec even_b = d[0] + 2 * d[2], odd_b = POINT_B * d[1] + CUBE_B * d[3];
+    o[0] = d[0];
+    o[1] = even_a + odd_a;
+    o[2] = even_a - odd_a;
+    o[3] = even_b + odd_b;
+    o[4] = even_b - odd_b;
+    o[5] = d[3];
+}
+
+/* o = G^T u: sums to a filter's gradient. */
+INLINE void filter_gradient(const vec u[WINDOW], vec o[3])
+{
+    const vec even_a = NORM_A * (u[1] + u[2]), odd_a = NORM_A * (u[1] - u[2]);
+    const vec even_b = NORM_B * (u[3] + u[4]), odd_b = NORM_B * (u[3] - u[4]);
+    o[0] = u[0] + even_a + even_b;
+    o[1] = POINT_A * odd_a + POINT_B * odd_b;
+    o[2] = u[5] + 0.5f * even_a + 2 * even_b;
+}
+
+/* A dy A^T of n columns from `column` on, to d, d + step, ... */
+INLINE void transform_gradient(const float *const pixel[PATCH * PATCH], int64_t column, int64_t n, float *d, int64_t step)
+{
+    vec half[WINDOW][PATCH];
+    UNROLL for (int j = 0; j < PATCH; j++) {
+        vec in[PATCH], o[WINDOW];
+        UNROLL for (int i = 0; i < PATCH; i++)
+            in[i] = load_n(pixel[i * PATCH + j] + column, n);
+        gradient_transform(in, o);
+        UNROLL for (int i = 0; i < WINDOW; i++)
+            half[i][j] = o[i];
+    }
+    UNROLL for (int i = 0; i < WINDOW; i++) {
+        vec o[WINDOW];
+        gradient_transform(half[i], o);
+        UNROLL for (int j = 0; j < WINDOW; j++)
+            store(d + (i * WINDOW + j) * step, o[j]);
+    }
+}
+
+/* d of a patch: [e][panel][patch][width], `row` being its place in the chunk. */
+static void transform_dy(const winograd_outer *o, const float *dy, const float *zeros, int64_t patch, int64_t row, float *d)
+{
+    const winograd *p = &o->p;
+    const patch_place at = find_patch(p, patch);
+    const float *pixel[PATCH * PATCH];
+    for (int64_t i = 0; i < PATCH; i++)
+        for (int64_t j = 0; j < PATCH; j++)
+            pixel[i * PATCH + j] = at.row + i < p->out_h && at.column + j < p->out_w
+                ? dy + ((at.n * p->out_h + at.row + i) * p->out_w + at.column + j) * p->columns : zeros;
+    const int64_t all = panels(p->columns), step = all * o->patches * PANEL;
+    for (int64_t panel = 0; panel < all; panel++) {
+        const int64_t width = panel_width(p->columns, panel);
+        float *to = d + panel * o->patches * PANEL + row * width;
+        for (int64_t j = 0; j < width; j += VL)
+            transform_gradient(pixel, panel * PANEL + j, p->columns - panel * PANEL - j, to + j, step);
+    }
+}
+
+/* dw of l0..l1 of a panel from du [e][l][width]. */
+static void store_gradient(const winograd *p, int64_t panel, int64_t l0, int64_t l1, const float *du, float *dw)
+{
+    const int64_t width = panel_width(p->columns, panel), columns = MIN(PANEL, p->columns - panel * PANEL);
+    const int64_t step = (l1 - l0) * width;
+    dw += panel * PANEL * p->w_column;
+    for (int64_t l = l0; l < l1; l++, du += width) {
+        float filter[TAPS_3X3 * PANEL];
+        for (int64_t j = 0; j < width; j += VL) {
+            vec half[3][WINDOW];
+            UNROLL for (int s = 0; s < WINDOW; s++) {
+                vec in[WINDOW], o[3];
+                UNROLL for (int r = 0; r < WINDOW; r++)
+                    in[r] = load(du + (r * WINDOW + s) * step + j);
+                filter_gradient(in, o);
+                UNROLL for (int r = 0; r < 3; r++)
+                    half[r][s] = o[r];
+            }
+            UNROLL for (int r = 0; r < 3; r++) {
+                vec o[3];
+                filter_gradient(half[r], o);
+                UNROLL for (int s = 0; s < 3; s++)
+                    store(filter + (r * 3 + s) * PANEL + j, o[s]);
+            }
+        }
+        float *to = dw + l * p->w_l;
+        if (p->w_tap == 1)
+            transpose_block(filter, PANEL, to, p->w_column, TAPS_3X3, columns);
+        else
+            for (int64_t t = 0; t < TAPS_3X3; t++)
+                for (int64_t j = 0; j < columns; j++)
+                    to[t * p->w_tap + j * p->w_column] = filter[t * PANEL + j];
+    }
+}
+
+/* du of a strip, l0..l1 of a panel, plus the sums over n patches. */
+static void add_patches(const winograd_outer *o, int64_t panel, int64_t l0, int64_t l1, int64_t n, const float *v,
+                        const float *d, float *du)
+{
+    const int64_t width = panel_width(o->p.columns, panel), blocks = ceil_div(l1 - l0, TILE_ROWS);
+    outer_tile t = { .rows = 1, .n = n, .x_step = o->v_row, .dy_step = width };
+    for (int64_t e = 0; e < PLACES; e++) {
+        t.dy = d + (e * panels(o->p.columns) + panel) * o->patches * PANEL;
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t first = part_start(l1 - l0, b, blocks), rows = part_start(l1 - l0, b + 1, blocks) - first;
+            t.x = v + e * o->patches * o->v_row + l0 + first;
+            t.out = du + (e * (l1 - l0) + first) * width;
+            outer_functions[width / VL - 1][rows - 1](&t);
+        }
+    }
+}
+
+/* dw, x, dy */
+static void winograd_backward_weights(const void *desc, void *const *args)
+{
+    const winograd_outer o = winograd_weights_cut(desc);
+    const winograd *p = &o.p;
+    const int64_t all = panels(p->columns);
+    float *dw = args[0], *zeros = args[3], *v = zeros + line_floats(MAX(p->len, p->columns));
+    const float *x = args[1], *dy = args[2];
+    float *d = v + PLACES * o.patches * o.v_row, *du = d + PLACES * o.patches * all * PANEL;
+#pragma omp single
+    memset(zeros, 0, sizeof(float) * (size_t)MAX(p->len, p->columns));
+    for (int64_t chunk = 0; chunk < o.chunks; chunk++) {
+        const int64_t first = part_start(p->patches, chunk, o.chunks), end = part_start(p->patches, chunk + 1, o.chunks);
+#pragma omp for schedule(static)
+        for (int64_t patch = first; patch < end; patch++) {
+            const float *window[PLACES];
+            find_window(p, x, patch, zeros, window);
+            transform_channels(window, p->len, v + (patch - first) * o.v_row, VL, o.patches * o.v_row);
+            transform_dy(&o, dy, zeros, patch, patch - first, d);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < all * o.strips; task++) {
+            const int64_t panel = task / o.strips, l0 = part_start(p->len, task % o.strips, o.strips);
+            const int64_t l1 = part_start(p->len, task % o.strips + 1, o.strips);
+            float *strip = du + (o.chunks == 1 ? omp_get_thread_num() : task) * strip_floats(&o);
+            if (chunk == 0)
+                memset(strip, 0, sizeof(float) * (size_t)strip_floats(&o));
+            add_patches(&o, panel, l0, l1, end - first, v, d, strip);
+            if (chunk == o.chunks - 1)
+                store_gradient(p, panel, l0, l1, strip, dw);
+        }
+    }
+}
