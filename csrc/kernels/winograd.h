@@ -96,6 +96,9 @@ static winograd winograd_reversed(const pycnn_conv2d *d)
 
 /* Channels are summed in whole vectors, those beyond the last being zeros. */
 INLINE int64_t whole(int64_t channels) { return round_up(channels, VL); }
+/* The distance of two places: an odd number of cache lines, for a patch's 36 places a power of two apart would share
+ * one set of a cache. */
+INLINE int64_t place_step(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
 INLINE int64_t panel_width(int64_t columns, int64_t panel) { return panel_vectors(columns, panel) * VL; }
 
 /* ---- v, of a range of patches in groups of rows: [e][group][l / VL][row][VL] */
@@ -169,7 +172,8 @@ static void transform_patch(const winograd *p, const float *in, const float *zer
     const float *window[PLACES];
     const int64_t start = group_start(r, g), channels = whole(p->len);
     find_window(p, in, r->first + start + row, zeros, window);
-    transform_channels(window, p->len, v + start * channels + row * VL, group_rows(r, g) * VL, r->patches * channels);
+    transform_channels(window, p->len, v + start * channels + row * VL, group_rows(r, g) * VL,
+                       place_step(r->patches * channels));
 }
 
 /* ---- u, weights in panels of columns: [e][l][vectors] */
@@ -292,13 +296,13 @@ static const place_function place_functions[2][TILE_ROWS] = { { TILE_SIZES(PLACE
 static void multiply_places(const winograd *p, const patch_range *r, int64_t panel, int64_t l0, int64_t l1,
                             const float *v, const float *u, int64_t u_step, float *m)
 {
+    const int64_t v_step = place_step(r->patches * whole(p->len)), m_step = place_step(r->patches * PANEL);
     const int64_t channels = whole(p->len), width = panel_width(p->columns, panel);
     const place_function *functions = place_functions[width / VL - 1];
-    for (int64_t e = 0; e < PLACES; e++, u += u_step)
+    for (int64_t e = 0; e < PLACES; e++, v += v_step, u += u_step, m += m_step)
         for (int64_t g = 0; g < r->groups; g++) {
             const int64_t start = group_start(r, g), rows = group_rows(r, g);
-            functions[rows - 1](l1 - l0, v + (e * r->patches + start) * channels + l0 * rows, u,
-                                m + (e * r->patches + start) * width, l0 > 0);
+            functions[rows - 1](l1 - l0, v + start * channels + l0 * rows, u, m + start * width, l0 > 0);
         }
 }
 
@@ -337,7 +341,7 @@ static void store_patches(const winograd *p, const patch_range *r, int64_t panel
         float *corner = out + (at.n * p->out_h + at.row) * row_step + at.column * p->columns;
         for (int64_t j = 0; j < width; j += VL) {
             const int64_t column = panel * PANEL + j, n = p->columns - column;
-            transform_outputs(m + i * width + j, r->patches * width, bias ? load_n(bias + column, n) : splat(0),
+            transform_outputs(m + i * width + j, place_step(r->patches * PANEL), bias ? load_n(bias + column, n) : splat(0),
                               corner + column, row_step, p->columns, p->out_h - at.row, p->out_w - at.column, n);
         }
     }
@@ -358,33 +362,33 @@ static winograd_space winograd_layout(const winograd *p)
         const int64_t groups = MAX(1, OWN_FLOATS / (PLACES * channels * TILE_ROWS));
         s.parts = ceil_div(p->patches, groups * TILE_ROWS);
         s.chunk = channels;
-        s.shared = PLACES * all * channels * PANEL;
-        s.own = PLACES * ceil_div(p->patches, s.parts) * channels;
+        s.shared = all * PLACES * place_step(channels * PANEL);
+        s.own = PLACES * place_step(ceil_div(p->patches, s.parts) * channels);
     } else {
         s.parts = MIN(p->patches, ceil_div(LEAST_TASKS, all));
         s.chunk = MIN(channels, MAX(1, OWN_FLOATS / (PLACES * PANEL * GATHERED)) * GATHERED);
-        s.shared = line_floats(PLACES * p->patches * channels);
-        s.own = PLACES * s.chunk * PANEL;
+        s.shared = s.parts * PLACES * place_step(ceil_div(p->patches, s.parts) * channels);
+        s.own = PLACES * place_step(s.chunk * PANEL);
     }
-    s.m = PLACES * ceil_div(p->patches, s.parts) * PANEL;
+    s.m = PLACES * place_step(ceil_div(p->patches, s.parts) * PANEL);
     return s;
 }
 
 static int64_t winograd_floats(const winograd *p, int64_t threads)
 {
     const winograd_space s = winograd_layout(p);
-    return s.zeros + s.shared + threads * (line_floats(s.own) + line_floats(s.m));
+    return s.zeros + s.shared + threads * (s.own + s.m);
 }
 
 static void winograd_blocks(const winograd *p, const winograd_space *s, float *out, const float *in, const float *w,
                             const float *bias, const float *zeros, float *u, float *v, float *m)
 {
     const int64_t channels = whole(p->len), all = panels(p->columns), strips = ceil_div(channels, GATHERED);
+    const int64_t u_step = place_step(channels * PANEL);
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < all * strips; task++) {
         const int64_t panel = task / strips, l0 = task % strips * GATHERED, width = panel_width(p->columns, panel);
-        transform_filters(p, w, panel, l0, MIN(channels, l0 + GATHERED), u + PLACES * panel * channels * PANEL + l0 * width,
-                          channels * width);
+        transform_filters(p, w, panel, l0, MIN(channels, l0 + GATHERED), u + PLACES * panel * u_step + l0 * width, u_step);
     }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t block = 0; block < s->parts; block++) {
@@ -393,8 +397,7 @@ static void winograd_blocks(const winograd *p, const winograd_space *s, float *o
             for (int64_t row = 0; row < group_rows(&r, g); row++)
                 transform_patch(p, in, zeros, &r, g, row, v);
         for (int64_t panel = 0; panel < all; panel++) {
-            multiply_places(p, &r, panel, 0, channels, v, u + PLACES * panel * channels * PANEL,
-                            channels * panel_width(p->columns, panel), m);
+            multiply_places(p, &r, panel, 0, channels, v, u + PLACES * panel * u_step, u_step, m);
             store_patches(p, &r, panel, m, out, bias);
         }
     }
@@ -404,20 +407,23 @@ static void winograd_panels(const winograd *p, const winograd_space *s, float *o
                             const float *bias, const float *zeros, float *u, float *v, float *m)
 {
     const int64_t channels = whole(p->len), all = panels(p->columns);
+    const int64_t u_step = place_step(s->chunk * PANEL);
+    const int64_t v_part = PLACES * place_step(ceil_div(p->patches, s->parts) * channels);
 #pragma omp for schedule(static)
     for (int64_t patch = 0; patch < p->patches; patch++) {
-        const patch_range r = patch_part(p->patches, part_of(p->patches, patch, s->parts), s->parts);
+        const int64_t part = part_of(p->patches, patch, s->parts);
+        const patch_range r = patch_part(p->patches, part, s->parts);
         const int64_t g = part_of(r.patches, patch - r.first, r.groups);
-        transform_patch(p, in, zeros, &r, g, patch - r.first - group_start(&r, g), v + PLACES * r.first * channels);
+        transform_patch(p, in, zeros, &r, g, patch - r.first - group_start(&r, g), v + part * v_part);
     }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < all * s->parts; task++) {
-        const int64_t panel = task / s->parts, width = panel_width(p->columns, panel);
-        const patch_range r = patch_part(p->patches, task % s->parts, s->parts);
+        const int64_t panel = task / s->parts, part = task % s->parts;
+        const patch_range r = patch_part(p->patches, part, s->parts);
         for (int64_t l0 = 0; l0 < channels; l0 += s->chunk) {
             const int64_t l1 = MIN(channels, l0 + s->chunk);
-            transform_filters(p, w, panel, l0, l1, u, (l1 - l0) * width);
-            multiply_places(p, &r, panel, l0, l1, v + PLACES * r.first * channels, u, (l1 - l0) * width, m);
+            transform_filters(p, w, panel, l0, l1, u, u_step);
+            multiply_places(p, &r, panel, l0, l1, v + part * v_part, u, u_step, m);
         }
         store_patches(p, &r, panel, m, out, bias);
     }
@@ -428,8 +434,8 @@ static void run_winograd(const winograd *p, float *out, const float *in, const f
 {
     const winograd_space s = winograd_layout(p);
     float *zeros = workspace, *shared = zeros + s.zeros, *own = shared + s.shared;
-    own += omp_get_thread_num() * (line_floats(s.own) + line_floats(s.m));
-    float *m = own + line_floats(s.own);
+    own += omp_get_thread_num() * (s.own + s.m);
+    float *m = own + s.own;
 #pragma omp single
     memset(zeros, 0, sizeof(float) * (size_t)p->len);
     if (keeps_weights(p))

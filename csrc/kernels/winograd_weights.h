@@ -12,30 +12,33 @@
  * No sum is split among threads, so its bits do not depend on them. A chunk is so long that v and d are read about
  * as often as du. */
 
-enum { STRIP_BLOCKS = (48 + TILE_ROWS - 1) / TILE_ROWS, LEAST_PATCHES = 64 };
+enum { STRIP_BLOCKS = (48 + TILE_ROWS - 1) / TILE_ROWS, LEAST_PATCHES = 128 };
 
 typedef struct {
     winograd p;                      /* as in the forward product */
-    int64_t v_row;                   /* floats of a patch of v, not a power of two: rows then share few cache sets */
     int64_t chunks, patches;         /* patches of the longest chunk */
     int64_t strips, strip;           /* l of the longest strip */
+    int64_t v_row, v_step, d_step, du_step;
 } winograd_outer;
 
 static winograd_outer winograd_weights_cut(const pycnn_conv2d *d)
 {
     winograd_outer o = { .p = winograd_forward(d) };
     const winograd *p = &o.p;
-    o.v_row = line_floats(whole(p->len)) + 16;
     o.chunks = ceil_div(p->patches, MAX(LEAST_PATCHES, 2 * p->len * p->columns / (p->len + p->columns)));
     o.patches = ceil_div(p->patches, o.chunks);
     o.strips = ceil_div(p->len, STRIP_BLOCKS * TILE_ROWS);
     o.strip = ceil_div(p->len, o.strips);
+    o.v_row = place_step(whole(p->len));
+    o.v_step = place_step(o.patches * o.v_row);
+    o.d_step = place_step(panels(p->columns) * o.patches * PANEL);
+    o.du_step = place_step(o.strip * PANEL);
     return o;
 }
 
 /* Floats of du for one panel and strip, and how many of them are kept at once: with one chunk a thread uses its own
  * again and again. */
-static int64_t strip_floats(const winograd_outer *o) { return line_floats(PLACES * o->strip * PANEL); }
+static int64_t strip_floats(const winograd_outer *o) { return PLACES * o->du_step; }
 static int64_t kept_strips(const winograd_outer *o, int64_t threads)
 {
     return o->chunks == 1 ? threads : panels(o->p.columns) * o->strips;
@@ -44,9 +47,8 @@ static int64_t kept_strips(const winograd_outer *o, int64_t threads)
 static int64_t winograd_backward_weights_workspace(const void *desc, int64_t threads)
 {
     const winograd_outer o = winograd_weights_cut(desc);
-    const int64_t v = PLACES * o.patches * o.v_row, d = PLACES * o.patches * panels(o.p.columns) * PANEL;
     const int64_t zeros = line_floats(MAX(o.p.len, o.p.columns));
-    return (zeros + v + d + kept_strips(&o, threads) * strip_floats(&o)) * (int64_t)sizeof(float);
+    return (zeros + PLACES * (o.v_step + o.d_step) + kept_strips(&o, threads) * strip_floats(&o)) * (int64_t)sizeof(float);
 }
 
 /* o = A d: a patch of dy. */
@@ -102,43 +104,47 @@ static void transform_dy(const winograd_outer *o, const float *dy, const float *
         for (int64_t j = 0; j < PATCH; j++)
             pixel[i * PATCH + j] = at.row + i < p->out_h && at.column + j < p->out_w
                 ? dy + ((at.n * p->out_h + at.row + i) * p->out_w + at.column + j) * p->columns : zeros;
-    const int64_t all = panels(p->columns), step = all * o->patches * PANEL;
+    const int64_t all = panels(p->columns);
     for (int64_t panel = 0; panel < all; panel++) {
         const int64_t width = panel_width(p->columns, panel);
         float *to = d + panel * o->patches * PANEL + row * width;
         for (int64_t j = 0; j < width; j += VL)
-            transform_gradient(pixel, panel * PANEL + j, p->columns - panel * PANEL - j, to + j, step);
+            transform_gradient(pixel, panel * PANEL + j, p->columns - panel * PANEL - j, to + j, o->d_step);
     }
 }
 
 /* dw of l0..l1 of a panel from du [e][l][width]. */
-static void store_gradient(const winograd *p, int64_t panel, int64_t l0, int64_t l1, const float *du, float *dw)
+static void store_gradient(const winograd_outer *o, int64_t panel, int64_t l0, int64_t l1, const float *du, float *dw)
 {
+    const winograd *p = &o->p;
     const int64_t width = panel_width(p->columns, panel), columns = MIN(PANEL, p->columns - panel * PANEL);
-    const int64_t step = (l1 - l0) * width;
     dw += panel * PANEL * p->w_column;
     for (int64_t l = l0; l < l1; l++, du += width) {
         float filter[TAPS_3X3 * PANEL];
         for (int64_t j = 0; j < width; j += VL) {
             vec half[3][WINDOW];
             UNROLL for (int s = 0; s < WINDOW; s++) {
-                vec in[WINDOW], o[3];
+                vec in[WINDOW], sums[3];
                 UNROLL for (int r = 0; r < WINDOW; r++)
-                    in[r] = load(du + (r * WINDOW + s) * step + j);
-                filter_gradient(in, o);
+                    in[r] = load(du + (r * WINDOW + s) * o->du_step + j);
+                filter_gradient(in, sums);
                 UNROLL for (int r = 0; r < 3; r++)
-                    half[r][s] = o[r];
+                    half[r][s] = sums[r];
             }
             UNROLL for (int r = 0; r < 3; r++) {
-                vec o[3];
-                filter_gradient(half[r], o);
+                vec taps[3];
+                filter_gradient(half[r], taps);
                 UNROLL for (int s = 0; s < 3; s++)
-                    store(filter + (r * 3 + s) * PANEL + j, o[s]);
+                    store(filter + (r * 3 + s) * PANEL + j, taps[s]);
             }
         }
         float *to = dw + l * p->w_l;
         if (p->w_tap == 1)
             transpose_block(filter, PANEL, to, p->w_column, TAPS_3X3, columns);
+        else if (p->w_column == 1)
+            for (int64_t t = 0; t < TAPS_3X3; t++)
+                for (int64_t j = 0; j < columns; j += VL)
+                    store_n(to + t * p->w_tap + j, load(filter + t * PANEL + j), columns - j);
         else
             for (int64_t t = 0; t < TAPS_3X3; t++)
                 for (int64_t j = 0; j < columns; j++)
@@ -153,11 +159,11 @@ static void add_patches(const winograd_outer *o, int64_t panel, int64_t l0, int6
     const int64_t width = panel_width(o->p.columns, panel), blocks = ceil_div(l1 - l0, TILE_ROWS);
     outer_tile t = { .rows = 1, .n = n, .x_step = o->v_row, .dy_step = width };
     for (int64_t e = 0; e < PLACES; e++) {
-        t.dy = d + (e * panels(o->p.columns) + panel) * o->patches * PANEL;
+        t.dy = d + e * o->d_step + panel * o->patches * PANEL;
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t first = part_start(l1 - l0, b, blocks), rows = part_start(l1 - l0, b + 1, blocks) - first;
-            t.x = v + e * o->patches * o->v_row + l0 + first;
-            t.out = du + (e * (l1 - l0) + first) * width;
+            t.x = v + e * o->v_step + l0 + first;
+            t.out = du + e * o->du_step + first * width;
             outer_functions[width / VL - 1][rows - 1](&t);
         }
     }
@@ -171,7 +177,7 @@ static void winograd_backward_weights(const void *desc, void *const *args)
     const int64_t all = panels(p->columns);
     float *dw = args[0], *zeros = args[3], *v = zeros + line_floats(MAX(p->len, p->columns));
     const float *x = args[1], *dy = args[2];
-    float *d = v + PLACES * o.patches * o.v_row, *du = d + PLACES * o.patches * all * PANEL;
+    float *d = v + PLACES * o.v_step, *du = d + PLACES * o.d_step;
 #pragma omp single
     memset(zeros, 0, sizeof(float) * (size_t)MAX(p->len, p->columns));
     for (int64_t chunk = 0; chunk < o.chunks; chunk++) {
@@ -180,7 +186,7 @@ static void winograd_backward_weights(const void *desc, void *const *args)
         for (int64_t patch = first; patch < end; patch++) {
             const float *window[PLACES];
             find_window(p, x, patch, zeros, window);
-            transform_channels(window, p->len, v + (patch - first) * o.v_row, VL, o.patches * o.v_row);
+            transform_channels(window, p->len, v + (patch - first) * o.v_row, VL, o.v_step);
             transform_dy(&o, dy, zeros, patch, patch - first, d);
         }
 #pragma omp for schedule(dynamic, 1)
@@ -192,7 +198,7 @@ static void winograd_backward_weights(const void *desc, void *const *args)
                 memset(strip, 0, sizeof(float) * (size_t)strip_floats(&o));
             add_patches(&o, panel, l0, l1, end - first, v, d, strip);
             if (chunk == o.chunks - 1)
-                store_gradient(p, panel, l0, l1, strip, dw);
+                store_gradient(&o, panel, l0, l1, strip, dw);
         }
     }
 }
