@@ -6,6 +6,7 @@ Inputs are float32, and the twin gets the very same numbers, so a difference is 
 import inspect
 import math
 import zlib
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -28,6 +29,17 @@ def generator(*key):
 def normal(shape, *key):
     """Normal float32 numbers that depend on shape and key alone."""
     return generator(shape, *key).standard_normal(shape).astype(np.float32)
+
+
+@contextmanager
+def winograd(on):
+    """cnn.config(winograd=on) for a while."""
+    before = cnn.config()["winograd"]
+    cnn.config(winograd=on)
+    try:
+        yield
+    finally:
+        cnn.config(winograd=before)
 
 
 # ------------------------------------------------------------------------------------------ layouts

@@ -81,7 +81,7 @@ def batch_norm_of_rows(_):
 
 
 IMAGE_CASES = {
-    "conv2d 3x3": conv2d((3, 70, 17, 19), (40, 70, 3, 3), padding=1),
+    "conv2d 3x5": conv2d((3, 70, 17, 19), (40, 70, 3, 5), padding=1),
     "conv2d rows of taps": conv2d((3, 3, 41, 40), (40, 3, 7, 7), padding=((3, 2), (2, 3)), stride=2),
     "conv2d 1x1": conv2d((5, 100, 15, 17), (70, 100, 1, 1)),
     "conv2d 1x1 of copied rows": conv2d((2, 520, 11, 12), (36, 520, 1, 1)),
@@ -90,7 +90,9 @@ IMAGE_CASES = {
     "conv2d stride 3, kernel 2": conv2d((4, 50, 40, 40), (50, 50, 2, 2), stride=3),
     "conv2d dilation": conv2d((2, 30, 30, 31), (40, 30, 3, 3), dilation=2, padding=2),
     "conv2d groups": conv2d((3, 72, 21, 20), (48, 24, 3, 3), padding=1, groups=3),
-    "conv2d large batch of small images": conv2d((90, 30, 4, 4), (40, 30, 3, 3), padding=1),
+    "conv2d large batch of small images": conv2d((90, 30, 4, 4), (40, 30, 3, 4), padding=1),
+    "Winograd by blocks of patches": conv2d((3, 40, 33, 31), (50, 40, 3, 3), padding=1),
+    "Winograd by panels of filters": conv2d((2, 130, 10, 9), (140, 130, 3, 3), padding=1),
     "depthwise": conv2d((5, 70, 41, 40), (70, 1, 3, 3), padding=1, groups=70),
     "depthwise stride 2": conv2d((6, 50, 60, 61), (50, 1, 5, 5), padding=2, stride=2, groups=50),
     "depthwise with a multiplier": conv2d((3, 50, 41, 40), (100, 1, 3, 3), padding=1, groups=50),

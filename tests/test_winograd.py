@@ -1,0 +1,160 @@
+"""Winograd's convolution: its three kernels in both loop nests and weight layouts against double precision, the rule
+that chooses them, the switch, and the error that they promise."""
+
+import itertools
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from helpers import VL, assert_close, conv2d_backward_double, conv2d_double, error, normal, winograd
+
+import pycnn as cnn
+from pycnn import calls, shapes
+from pycnn.plan import PlanBuilder, run_once
+
+TILE_ROWS = {"avx512": 14, "avx2": 6, "neon": 12, "baseline": 6}[cnn.info()["isa"]]
+
+
+def run_kernels(x, w, b, dy, padding, weights):
+    """y, dx, dw of the three kernels, whatever the rule says; weights in (K, C, R, S) or (R, S, C, K) memory."""
+    g = shapes.conv2d("test", x.shape, w.shape, padding=padding, stride=1, dilation=1, groups=1)
+    order = (0, 1, 2, 3) if weights == "KCRS" else (2, 3, 1, 0)
+    strides = calls.kcrs_strides(g) if weights == "KCRS" else calls.rsck_strides(g)
+    nhwc = {name: np.ascontiguousarray(a.transpose(0, 2, 3, 1)) for name, a in (("x", x), ("dy", dy))}
+    arrays = nhwc | {"w": np.ascontiguousarray(w.transpose(order)), "b": b, "y": np.full_like(nhwc["dy"], np.nan)}
+    arrays |= {"dx": np.full_like(nhwc["x"], np.nan), "dw": np.full_like(arrays["w"], np.nan)}
+    for kernel, names in (
+        ("winograd_conv2d", ("y", "x", "w", "b")),
+        ("winograd_backward_data", ("dx", "dy", "w")),
+        ("winograd_backward_weights", ("dw", "x", "dy")),
+    ):
+        builder = PlanBuilder()
+        builder.call(kernel, [builder.external(name) for name in names], 1e9, **asdict(g), **strides)
+        run_once(builder.finish(), arrays)
+    back = (0, 3, 1, 2)
+    return arrays["y"].transpose(back), arrays["dx"].transpose(back), arrays["dw"].transpose(np.argsort(order))
+
+
+def check_kernels(n, c, h, w, k, padding=1, weights=("KCRS", "RSCK")):
+    x, filters, b = normal((n, c, h, w), "x"), normal((k, c, 3, 3), "w"), normal(k, "b")
+    expected_y = conv2d_double(x, filters, b, padding=padding)
+    dy = normal(expected_y.shape, "dy")
+    dx, dw, _ = conv2d_backward_double(dy, x, filters, padding=padding)
+    for layout in weights:
+        actual = run_kernels(x, filters, b, dy, padding, layout)
+        for result, wanted, tolerance in zip(actual, (expected_y, dx, dw), (5e-6, 5e-6, 1e-5), strict=True):
+            assert_close(result, wanted, tolerance, floor=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3, VL - 1, VL, VL + 1, 17, 2 * VL + 1])
+@pytest.mark.parametrize("filters", [1, 3, VL - 1, VL, VL + 1, 2 * VL, 2 * VL + 1])
+def test_channels_and_filters_around_the_vector_width(channels, filters):
+    check_kernels(2, channels, 5, 6, filters)
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 9), (2, 3), (3, 3), (4, 4), (4, 5), (5, 4), (7, 8), (9, 13)])
+@pytest.mark.parametrize("padding", [1, 2, ((1, 3), (2, 1)), ((4, 1), (1, 5))])
+def test_odd_sizes_and_paddings(h, w, padding):
+    check_kernels(1, 5, h, w, VL + 3, padding)
+
+
+@pytest.mark.parametrize(("h", "w"), [(3, 3), (6, 6), (7, 3), (10, 11)])
+def test_without_padding(h, w):
+    check_kernels(3, VL + 1, h, w, 6, 0)
+
+
+@pytest.mark.parametrize("patches", [1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 2 * TILE_ROWS + 1, 5 * TILE_ROWS - 1])
+@pytest.mark.parametrize("filters", [2, 3 * VL, 200])
+def test_patches_around_the_rows_of_the_micro_kernel(patches, filters):
+    """Fewer patches than filters take the loop nest over panels, otherwise that over blocks of patches."""
+    check_kernels(patches, VL, 4, 3, filters)
+
+
+def test_several_chunks_of_channels_and_parts_of_patches():
+    check_kernels(1, 300, 9, 9, 70)
+    check_kernels(5, 130, 8, 8, 21)
+
+
+def test_several_chunks_of_patches():
+    """Backward-weights of more than twice 128 patches."""
+    check_kernels(9, 20, 23, 25, 12)
+
+
+@pytest.mark.parametrize(("n", "c", "h", "k"), [(2, 64, 28, 64), (1, 256, 14, 256), (1, 512, 7, 512)])
+def test_the_error_at_the_channels_of_real_networks(n, c, h, k):
+    x, w = normal((n, c, h, h), "x"), normal((k, c, 3, 3), "w")
+    y = conv2d_double(x, w, padding=1)
+    dy = normal(y.shape, "dy")
+    expected = y, *conv2d_backward_double(dy, x, w, padding=1)
+    with winograd(True):
+        actual = cnn.ops.conv2d(x, w, padding=1), *cnn.ops.conv2d_backward(dy, x, w, padding=1)
+    for result, wanted, limit in zip(actual, expected, (5e-6, 5e-6, 1e-5, 5e-6), strict=True):
+        assert_close(result, wanted, limit)
+
+
+def kernels_of(x_shape, w_shape, **options):
+    """The names of the kernels that forward, backward-data and backward-weights take."""
+    options = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1} | options
+    g = shapes.conv2d("test", x_shape, w_shape, **options)
+    builder = PlanBuilder()
+    x, y, w = (builder.external(name) for name in "xyw")
+    calls.conv2d(builder, g, calls.kcrs_strides(g), y, x, w, None)
+    calls.conv2d_backward_data(builder, g, calls.kcrs_strides(g), x, y, w)
+    calls.conv2d_backward_weights(builder, g, calls.kcrs_strides(g), w, x, y)
+    return [name for name, _ in builder.finish().kernels]
+
+
+def test_the_rule_takes_dense_3x3_layers_of_stride_1():
+    names = ["winograd_conv2d", "winograd_backward_data", "winograd_backward_weights"]
+    for c, size in ((64, 56), (128, 28), (256, 14), (512, 7), (32, 32), (16, 32)):
+        assert kernels_of((8, c, size, size), (c, c, 3, 3)) == names, (c, size)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "options"),
+    [
+        ((8, 64, 56, 56), (64, 64, 3, 3), {"stride": 2}),
+        ((8, 64, 56, 56), (64, 64, 3, 3), {"stride": (1, 2)}),
+        ((8, 64, 56, 56), (64, 64, 3, 3), {"dilation": 2}),
+        ((8, 64, 56, 56), (64, 32, 3, 3), {"groups": 2}),
+        ((8, 64, 56, 56), (64, 64, 3, 1), {}),
+        ((8, 64, 56, 56), (64, 64, 5, 5), {}),
+        ((64, 1, 8, 8), (4, 1, 3, 3), {}),
+        ((8, 64, 1, 1), (64, 64, 3, 3), {}),
+    ],
+)
+def test_the_rule_leaves_other_layers_to_other_kernels(x_shape, w_shape, options):
+    assert not any("winograd" in name for name in kernels_of(x_shape, w_shape, **options))
+
+
+def test_config_switches_it_off_and_on_for_ops_and_models():
+    x, w = normal((4, 32, 16, 16), "x"), normal((32, 32, 3, 3), "w")
+    model = cnn.Sequential([cnn.Conv2D(32, 3)], seed=0)
+    model.build((32, 16, 16))
+    results = {}
+    for on in (True, False, True):
+        with winograd(on):
+            assert cnn.config() == {"winograd": on}
+            assert any("winograd" in name for name in kernels_of(x.shape, w.shape)) == on
+            found = cnn.ops.conv2d(x, w), model.predict(x)
+            for one, other in zip(found, results.setdefault(on, found), strict=True):
+                np.testing.assert_array_equal(one, other)
+    for one, other in zip(results[True], results[False], strict=True):
+        assert 0 < error(one, other) < 5e-6
+
+
+@pytest.mark.parametrize("value", [1, 0, "off", np.array([True])])
+def test_config_takes_booleans_only(value):
+    with pytest.raises(TypeError, match=r"\[config\] winograd must be True or False"):
+        cnn.config(winograd=value)
+    assert cnn.config() == {"winograd": True}
+
+
+def test_a_nan_stays_in_the_patches_whose_windows_hold_it():
+    x, w = normal((1, 32, 16, 16), "x"), normal((32, 32, 3, 3), "w")
+    x[0, 7, 9, 9] = np.nan
+    with winograd(True):
+        y = cnn.ops.conv2d(x, w, padding=1)
+    for i, j in itertools.product(range(0, 16, 4), repeat=2):
+        block = y[:, :, i : i + 4, j : j + 4]
+        assert np.isnan(block).all() if (i, j) == (8, 8) else np.isfinite(block).all()
