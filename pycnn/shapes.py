@@ -8,13 +8,15 @@ was expected.
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import numpy as np
 
 INT_MAX = 2**31 - 1
+FLOAT32 = np.dtype(np.float32)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Bytes of one array; far beyond any machine's memory, far below an overflow of int64 address arithmetic.
 BYTES_MAX = 2**46
@@ -22,6 +24,8 @@ BYTES_MAX = 2**46
 
 def integer(op: str, name: str, value: Any, minimum: int = 0) -> int:
     """`value` as an int in minimum..2^31-1; a bool or a float is a TypeError."""
+    if type(value) is int and minimum <= value <= INT_MAX:
+        return value
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"[{op}] {name} must be an integer, got {value!r}")
     try:
@@ -94,6 +98,8 @@ def sizes(op: str, name: str, shape: Any, rank: int | None = None) -> tuple[int,
 
 def check_size(op: str, name: str, shape: Sequence[int]) -> None:
     """Refuses a shape that no machine could hold, before anything multiplies it in C."""
+    if 0 < math.prod(shape) <= INT_MAX:  # the common case, as quickly as possible
+        return
     if math.prod(max(s, 1) for s in shape) * 4 > BYTES_MAX or any(s > INT_MAX for s in shape):
         raise ValueError(f"[{op}] {name} of shape {tuple(shape)} is too large")
 
@@ -109,6 +115,30 @@ def _expect_rank(op: str, name: str, shape: Sequence[int], rank: int, axes: str)
 
 
 # ---------------------------------------------------------------------------------------- geometry
+
+Geometry = TypeVar("Geometry", bound=Callable[..., Any])
+KEPT_GEOMETRIES = 1024
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    return kind is int or kind is bool or value is None or (kind is tuple and set(map(type, value)) <= {int})
+
+
+def _remembered(geometry: Geometry) -> Geometry:
+    """Keeps a geometry for its arguments, since all the checks take longer than a small kernel.
+
+    True and 1.0 equal 1, but must be refused where 1 is not. So the types of arguments count as well, and what is
+    neither a plain number nor a tuple of plain integers is checked each time.
+    """
+    kept = lru_cache(KEPT_GEOMETRIES, typed=True)(geometry)
+
+    @wraps(geometry)
+    def remembered(op: str, *args: Any, **options: Any) -> Any:
+        plain = all(map(_is_plain, args)) and all(map(_is_plain, options.values()))
+        return (kept if plain else geometry)(op, *args, **options)
+
+    return remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +213,7 @@ def conv_axis(op: str, axis: str, size: int, kernel: int, stride: int, pad: int,
     return span // stride + 1
 
 
+@_remembered
 def conv2d(
     op: str,
     x: Sequence[int],
@@ -262,6 +293,7 @@ def pool_axis(op: str, axis: str, size: int, kernel: int, stride: int, pad: int,
     return out
 
 
+@_remembered
 def pool2d(
     op: str,
     x: Sequence[int],
@@ -398,7 +430,7 @@ def array(op: str, name: str, value: Any, rank: int | None = None) -> np.ndarray
         if value is None or isinstance(value, (str, bytes, dict, set)):
             raise TypeError(f"[{op}] {name} must be an array of numbers, got {type(value).__name__}")
         value = _as_array(op, name, value)
-    if value.dtype != np.float32:
+    if value.dtype != FLOAT32:
         if value.dtype.kind not in "fiub":
             raise TypeError(f"[{op}] {name} must hold real numbers, got dtype {value.dtype}")
         check_size(op, name, value.shape)
@@ -463,9 +495,17 @@ def class_labels(op: str, value: Any, n: int, classes: int) -> tuple[np.ndarray 
     labels = labels.reshape(n)
     if labels.dtype.kind == "f" and not np.array_equal(labels, np.floor(labels)):
         raise ValueError(f"[{op}] labels must be whole numbers, got NaN or a fraction")
-    if n and not (labels.min() >= 0 and labels.max() < classes):
+    if n and not _all_below(labels, classes):
         raise ValueError(f"[{op}] labels must be in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
     return labels.astype(np.int32), None
+
+
+def _all_below(numbers: np.ndarray, end: int) -> bool:
+    """Whether all are in 0..end-1; a negative integer is a large one without its sign, so one pass tells."""
+    if numbers.dtype.kind == "i":
+        numbers = numbers.view(numbers.dtype.str.replace("i", "u"))
+        return bool(numbers.max() < min(end, 2 ** (8 * numbers.itemsize - 1)))
+    return bool(numbers.min() >= 0 and numbers.max() < end)
 
 
 def probabilities(op: str, labels: np.ndarray) -> np.ndarray:
@@ -495,7 +535,7 @@ def max_pool_indices(op: str, value: Any, dy: Sequence[int], x: Sequence[int]) -
     expect_shape(op, "dy", (dy[0], dy[1]), (x[0], x[1]))
     plane = x[2] * x[3]
     check_plane(op, x)
-    if indices.size and not (indices.min() >= 0 and indices.max() < plane):
+    if indices.size and not _all_below(indices, plane):
         raise ValueError(
             f"[{op}] argmax must be in 0..{plane - 1}, a place in its plane, got {indices.min()}..{indices.max()}"
         )

@@ -317,6 +317,21 @@ def test_booleans(module, op, name):
         assert_refused(module, op, {name: wrong}, name, repr(wrong))
 
 
+@pytest.mark.parametrize("right", [1, (1, 1)])
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_what_only_equals_an_argument_that_was_right_is_refused(name, right):
+    """Geometries are kept for their arguments, and 1 == 1.0 == True."""
+    geometries = [
+        lambda value: shapes.conv2d("conv2d", (1, 2, 5, 5), (2, 2, 3, 3), **{name: value}),
+        lambda value: shapes.pool2d("max_pool2d", (1, 2, 5, 5), 3, **{name: value}),
+    ]
+    for geometry in geometries:
+        assert geometry(right) == geometry(right)
+        for wrong in (1.0, True, np.float64(1), (1.0, 1), (1, True), [1, True]):
+            with pytest.raises(TypeError, match=name):
+                geometry(wrong)
+
+
 numbers = pytest.mark.parametrize(
     ("op", "name"),
     [("gemm", "alpha"), ("gemm", "beta"), ("activation", "alpha"), ("activation_backward", "alpha"),
