@@ -120,8 +120,11 @@ def dense_backward_weights(
 
 
 def pool2d(b: PlanBuilder, kernel: str, g: shapes.Pool2D, args: list[Buffer]) -> None:
-    """`kernel` is a pooling of pool.h, forward or backward, with its arguments."""
-    b.call(kernel, args, math.prod(g.y_shape) * g.r * g.s, **asdict(g))
+    """`kernel` is a pooling of pool.h, forward or backward, with its arguments.
+
+    max_pool2d_backward goes through the windows of each pixel, unless r is 0: then argmax alone says where they are.
+    """
+    b.call(kernel, args, math.prod(g.y_shape) * max(g.r * g.s, 1), **asdict(g))
 
 
 def global_pool2d(b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: list[Buffer]) -> None:

@@ -186,7 +186,9 @@ def max_pool2d(
 
 
 @_plan
-def _max_pool2d_backward_plan(b: PlanBuilder, g: shapes.Pool2D, last: bool) -> None:
+def _max_pool2d_backward_plan(b: PlanBuilder, x_shape: tuple[int, ...], y_shape: tuple[int, ...], last: bool) -> None:
+    # The windows are in argmax, so of the geometry only the sizes count.
+    g = shapes.Pool2D(*x_shape, 0, 0, *y_shape[2:], 1, 1, 0, 0, 1, 1, 1)
     dy, argmax = _load(b, "dy", g.y_shape, last), _load(b, "argmax", g.y_shape, last)
     dx, finish = _stored(b, "dx", g.x_shape, last)
     calls.pool2d(b, "max_pool2d_backward", g, [dx, dy, argmax])
@@ -203,11 +205,9 @@ def max_pool2d_backward(dy: Any, argmax: Any, input_shape: Any) -> Array:
         dx, memory = _empty("max_pool2d_backward", shape, last)
         memory.fill(0)
         return dx
-    n, c, h, w = shape
-    # The windows are in argmax, so of the geometry only the sizes count.
-    g = shapes.Pool2D(n, c, h, w, 1, 1, dy.shape[2], dy.shape[3], 1, 1, 0, 0, 1, 1, 1)
     dx, dx_memory = _empty("max_pool2d_backward", shape, last)
-    run_once(_max_pool2d_backward_plan(g, last), {"dy": memory, "argmax": _like(argmax, last), "dx": dx_memory})
+    arrays = {"dy": memory, "argmax": _like(argmax, last), "dx": dx_memory}
+    run_once(_max_pool2d_backward_plan(shape, dy.shape, last), arrays)
     return dx
 
 

@@ -2,12 +2,32 @@
  *
  * Forward:   for each row of outputs (shared among threads), for each output pixel, for each vector of
  *            channels: go through the part of the window that lies inside the image.
- * Backward:  for each image and strip of channels (shared among threads): clear dx, then give each output
- *            pixel's gradient to its inputs, in the order of the outputs. */
+ * Backward, windows that do not overlap: for each row of outputs (shared among threads), for each output pixel:
+ *            write its cell, the input pixels from its window's start to the next one's.
+ * Backward otherwise: for each row of inputs (shared among threads), for each input pixel: add up what it gets from
+ *            each window that covers it, in the order of the windows.
+ *
+ * BY_SIZE gives the common sizes of a window, of a cell, or of the windows over a pixel, unrolled code of their own. Pixels of a
+ * row are written from left to right, so the last vector of a pixel's channels may run into the `room` that the next
+ * ones overwrite. Descriptors are copied, or the compiler would read them again after each store. */
 
-enum { POOL_STRIP = 4 * VL };
+#define BY_SIZE(rows, columns, function, ...)         \
+    do {                                              \
+        if ((rows) == 1 && (columns) == 1)            \
+            function(__VA_ARGS__, 1, 1);              \
+        else if ((rows) == 1 && (columns) == 2)       \
+            function(__VA_ARGS__, 1, 2);              \
+        else if ((rows) == 2 && (columns) == 1)       \
+            function(__VA_ARGS__, 2, 1);              \
+        else if ((rows) == 2 && (columns) == 2)       \
+            function(__VA_ARGS__, 2, 2);              \
+        else if ((rows) == 3 && (columns) == 3)       \
+            function(__VA_ARGS__, 3, 3);              \
+        else                                          \
+            function(__VA_ARGS__, rows, columns);     \
+    } while (0)
 
-/* The taps first..last of a window that starts at `start` which lie inside 0..size-1. */
+/* The taps first..last-1 of a window that starts at `start` which lie inside 0..size-1. */
 INLINE void window(int64_t start, int64_t taps, int64_t dilation, int64_t size, int64_t *first, int64_t *last)
 {
     if (dilation == 1) { /* without the divisions */
@@ -19,62 +39,194 @@ INLINE void window(int64_t start, int64_t taps, int64_t dilation, int64_t size, 
     *last = MIN(taps, (size - 1 - start) / dilation + 1);
 }
 
-/* y, argmax (int32, h * W + w), x. A value replaces the maximum when it is greater or NaN, so ties keep the
- * first and a NaN in the window comes out. */
+/* Moves on to the windows first..last-1 of `count` that reach `pixel`, which counts from the padding's start;
+ * they were those of an earlier pixel, or none from 0. */
+INLINE void covering(int64_t pixel, int64_t extent, int64_t stride, int64_t count, int64_t *first, int64_t *last)
+{
+    while (*first * stride + extent <= pixel)
+        ++*first;
+    while (*last < count && *last * stride <= pixel)
+        ++*last;
+}
+
+/* n channels of one output: x at the first pixel of the window, which is `place` of its plane. A value replaces
+ * the maximum when it is greater or NaN, so ties keep the first and a NaN in the window comes out. */
+INLINE void max_vector(const pycnn_pool2d *d, float *y, int32_t *argmax, const float *x, int64_t place, int64_t n,
+                       int64_t room, int64_t rows, int64_t columns)
+{
+    const int64_t down = d->dilation_h * d->w, right = d->dilation_w;
+    vec best = load_n(x, n);
+    ivec where_best = splat_int((int32_t)place);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t s = r == 0; s < columns; s++) {
+            const int64_t at = r * down + s * right;
+            const vec value = load_n(x + at * d->c, n);
+            const ivec better = (value > best) | (value != value);
+            best = where(better, value, best);
+            where_best = where_int(better, splat_int((int32_t)(place + at)), where_best);
+        }
+    store_n(y, best, room);
+    store_int_n(argmax, where_best, room);
+}
+
+INLINE void max_pixel(const pycnn_pool2d *d, float *y, int32_t *argmax, const float *x, int64_t place, int64_t room,
+                      int64_t rows, int64_t columns)
+{
+    int64_t c = 0;
+    for (; c + VL <= d->c; c += VL)
+        max_vector(d, y + c, argmax + c, x + c, place, VL, VL, rows, columns);
+    if (c < d->c)
+        max_vector(d, y + c, argmax + c, x + c, place, d->c - c, room - c, rows, columns);
+}
+
+/* y, argmax (int32, h * W + w), x */
 static void max_pool2d(const void *desc, void *const *args)
 {
-    const pycnn_pool2d *d = desc;
+    const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
     float *y = args[0];
     int32_t *argmax = args[1];
     const float *x = args[2];
-    const int64_t channels = d->c;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < d->n * d->oh; row++) {
-        const float *image = x + row / d->oh * d->h * d->w * channels;
+        const float *image = x + row / d->oh * d->h * d->w * d->c;
         const int64_t top = row % d->oh * d->stride_h - d->pad_h;
         int64_t r0, r1, s0, s1;
         window(top, d->r, d->dilation_h, d->h, &r0, &r1);
         for (int64_t ow = 0; ow < d->ow; ow++) {
-            const int64_t left = ow * d->stride_w - d->pad_w, out = (row * d->ow + ow) * channels;
+            const int64_t left = ow * d->stride_w - d->pad_w, out = (row * d->ow + ow) * d->c;
             window(left, d->s, d->dilation_w, d->w, &s0, &s1);
-            for (int64_t c = 0; c < channels; c += VL) {
-                const int64_t n = channels - c;
-                vec best = splat(-INFINITY);
-                ivec where_best = splat_int((int32_t)((top + r0 * d->dilation_h) * d->w + left + s0 * d->dilation_w));
-                for (int64_t r = r0; r < r1; r++)
-                    for (int64_t s = s0; s < s1; s++) {
-                        const int64_t place = (top + r * d->dilation_h) * d->w + left + s * d->dilation_w;
-                        const vec value = load_n(image + place * channels + c, n);
-                        const ivec better = (value > best) | (value != value);
-                        best = where(better, value, best);
-                        where_best = where_int(better, splat_int((int32_t)place), where_best);
-                    }
-                store_n(y + out + c, best, n);
-                store_int_n(argmax + out + c, where_best, n);
-            }
+            const int64_t place = (top + r0 * d->dilation_h) * d->w + left + s0 * d->dilation_w;
+            BY_SIZE(r1 - r0, s1 - s0, max_pixel, d, y + out, argmax + out, image + place * d->c, place,
+                    (d->ow - ow) * d->c);
         }
     }
 }
 
-/* dx, dy, argmax */
-static void max_pool2d_backward(const void *desc, void *const *args)
+INLINE int windows_overlap(const pycnn_pool2d *d)
 {
-    const pycnn_pool2d *d = desc;
-    float *dx = args[0];
-    const float *dy = args[1];
-    const int32_t *argmax = args[2];
-    const int64_t channels = d->c, strips = ceil_div(channels, POOL_STRIP);
+    return d->stride_h < (d->r - 1) * d->dilation_h + 1 || d->stride_w < (d->s - 1) * d->dilation_w + 1;
+}
+
+/* The inputs first..last-1 of window i of `count`: the cells share out all inputs. */
+INLINE void cell(int64_t i, int64_t count, int64_t stride, int64_t pad, int64_t size, int64_t *first, int64_t *last)
+{
+    *first = i == 0 ? 0 : MIN(size, i * stride - pad);
+    *last = i == count - 1 ? size : MIN(size, (i + 1) * stride - pad);
+}
+
+/* n channels of a cell of rows by columns whose first pixel is `place`. */
+INLINE void max_cell_vector(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax, int64_t place,
+                            int64_t n, int64_t room, int64_t rows, int64_t columns)
+{
+    const vec gradient = load_n(dy, n);
+    const ivec chosen = load_int_n(argmax, n);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++) {
+            const int64_t at = i * d->w + j;
+            const ivec here = chosen == splat_int((int32_t)(place + at));
+            store_n(dx + at * d->c, (vec)(here & (ivec)gradient), MAX(n, room - j * d->c));
+        }
+}
+
+INLINE void max_cell(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax, int64_t place,
+                     int64_t room, int64_t rows, int64_t columns)
+{
+    int64_t c = 0;
+    for (; c + VL <= d->c; c += VL)
+        max_cell_vector(d, dx + c, dy + c, argmax + c, place, VL, VL, rows, columns);
+    if (c < d->c)
+        max_cell_vector(d, dx + c, dy + c, argmax + c, place, d->c - c, c ? 0 : room, rows, columns);
+}
+
+static void max_backward_apart(const pycnn_pool2d *desc, float *dx, const float *dy, const int32_t *argmax)
+{
+    const pycnn_pool2d own = *desc, *d = &own;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < d->n * d->oh; row++) {
+        float *image = dx + row / d->oh * d->h * d->w * d->c;
+        int64_t h0, h1, w0, w1;
+        cell(row % d->oh, d->oh, d->stride_h, d->pad_h, d->h, &h0, &h1);
+        for (int64_t ow = 0; ow < d->ow; ow++) {
+            cell(ow, d->ow, d->stride_w, d->pad_w, d->w, &w0, &w1);
+            const int64_t place = h0 * d->w + w0, from = (row * d->ow + ow) * d->c;
+            BY_SIZE(h1 - h0, w1 - w0, max_cell, d, image + place * d->c, dy + from, argmax + from, place,
+                    (d->w - w0) * d->c);
+        }
+    }
+}
+
+/* n channels of one input pixel: dy and argmax at the first of the windows that cover it. */
+INLINE void max_backward_vector(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax, int64_t place,
+                                int64_t n, int64_t room, int64_t rows, int64_t columns)
+{
+    vec sum = splat(0);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t s = 0; s < columns; s++) {
+            const int64_t at = (r * d->ow + s) * d->c;
+            const ivec here = load_int_n(argmax + at, n) == splat_int((int32_t)place);
+            sum = sum + (vec)(here & (ivec)load_n(dy + at, n));
+        }
+    store_n(dx, sum, room);
+}
+
+INLINE void max_backward_pixel(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax, int64_t place,
+                               int64_t room, int64_t rows, int64_t columns)
+{
+    int64_t c = 0;
+    for (; c + VL <= d->c; c += VL)
+        max_backward_vector(d, dx + c, dy + c, argmax + c, place, VL, VL, rows, columns);
+    if (c < d->c)
+        max_backward_vector(d, dx + c, dy + c, argmax + c, place, d->c - c, room - c, rows, columns);
+}
+
+static void max_backward_overlapping(const pycnn_pool2d *desc, float *dx, const float *dy, const int32_t *argmax)
+{
+    const pycnn_pool2d own = *desc, *d = &own;
+    const int64_t extent_h = (d->r - 1) * d->dilation_h + 1, extent_w = (d->s - 1) * d->dilation_w + 1;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < d->n * d->h; row++) {
+        const int64_t image = row / d->h * d->oh, h = row % d->h;
+        int64_t oh0 = 0, oh1 = 0, ow0 = 0, ow1 = 0;
+        covering(h + d->pad_h, extent_h, d->stride_h, d->oh, &oh0, &oh1);
+        for (int64_t w = 0; w < d->w; w++) {
+            covering(w + d->pad_w, extent_w, d->stride_w, d->ow, &ow0, &ow1);
+            const int64_t from = ((image + oh0) * d->ow + ow0) * d->c;
+            BY_SIZE(oh1 - oh0, ow1 - ow0, max_backward_pixel, d, dx + (row * d->w + w) * d->c, dy + from,
+                    argmax + from, h * d->w + w, (d->w - w) * d->c);
+        }
+    }
+}
+
+enum { SCATTER_STRIP = 4 * VL };
+
+static void max_backward_anywhere(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax)
+{
+    const int64_t channels = d->c, strips = ceil_div(channels, SCATTER_STRIP);
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < d->n * strips; task++) {
-        const int64_t image = task / strips, c0 = task % strips * POOL_STRIP, c1 = MIN(channels, c0 + POOL_STRIP);
+        const int64_t image = task / strips, c0 = task % strips * SCATTER_STRIP;
+        const int64_t c1 = MIN(channels, c0 + SCATTER_STRIP), first = image * d->oh * d->ow;
         float *to = dx + image * d->h * d->w * channels;
         for (int64_t pixel = 0; pixel < d->h * d->w; pixel++)
-            memset(to + pixel * channels + c0, 0, sizeof(float) * (size_t)(c1 - c0));
-        const int64_t first = image * d->oh * d->ow;
+            for (int64_t c = c0; c < c1; c += VL)
+                store_n(to + pixel * channels + c, splat(0), c1 - c);
         for (int64_t pixel = first; pixel < first + d->oh * d->ow; pixel++)
             for (int64_t c = c0; c < c1; c++)
                 to[argmax[pixel * channels + c] * channels + c] += dy[pixel * channels + c];
     }
+}
+
+/* dx, dy, argmax. Where r is 0 the windows are not known: then each image (and strip of channels) is cleared, and
+ * every gradient goes where its argmax says. */
+static void max_pool2d_backward(const void *desc, void *const *args)
+{
+    const pycnn_pool2d *d = desc;
+    if (!d->r)
+        max_backward_anywhere(d, args[0], args[1], args[2]);
+    else if (windows_overlap(d))
+        max_backward_overlapping(d, args[0], args[1], args[2]);
+    else
+        max_backward_apart(d, args[0], args[1], args[2]);
 }
 
 /* 1 / the divisor of the window at (top, left): its size with padding, cut at the padded edge, or what of it
@@ -89,28 +241,122 @@ INLINE float average_scale(const pycnn_pool2d *d, int64_t top, int64_t left)
     return 1.0f / (float)(rows * columns);
 }
 
+INLINE void average_vector(const pycnn_pool2d *d, float *y, const float *x, float scale, int64_t n, int64_t room,
+                           int64_t rows, int64_t columns)
+{
+    vec sum = splat(0);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t s = 0; s < columns; s++)
+            sum = sum + load_n(x + (r * d->w + s) * d->c, n);
+    store_n(y, sum * scale, room);
+}
+
+/* One output: x at the first pixel of the window. */
+INLINE void average_pixel(const pycnn_pool2d *d, float *y, const float *x, float scale, int64_t room, int64_t rows,
+                          int64_t columns)
+{
+    int64_t c = 0;
+    for (; c + VL <= d->c; c += VL)
+        average_vector(d, y + c, x + c, scale, VL, VL, rows, columns);
+    if (c < d->c)
+        average_vector(d, y + c, x + c, scale, d->c - c, room - c, rows, columns);
+}
+
 /* y, x */
 static void avg_pool2d(const void *desc, void *const *args)
 {
-    const pycnn_pool2d *d = desc;
+    const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
     float *y = args[0];
     const float *x = args[1];
-    const int64_t channels = d->c;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < d->n * d->oh; row++) {
-        const float *image = x + row / d->oh * d->h * d->w * channels;
+        const float *image = x + row / d->oh * d->h * d->w * d->c;
         const int64_t top = row % d->oh * d->stride_h - d->pad_h;
+        int64_t r0, r1, s0, s1;
+        window(top, d->r, 1, d->h, &r0, &r1);
         for (int64_t ow = 0; ow < d->ow; ow++) {
             const int64_t left = ow * d->stride_w - d->pad_w;
-            const float scale = average_scale(d, top, left);
-            for (int64_t c = 0; c < channels; c += VL) {
-                const int64_t n = channels - c;
-                vec sum = splat(0);
-                for (int64_t h = MAX(top, 0); h < MIN(top + d->r, d->h); h++)
-                    for (int64_t w = MAX(left, 0); w < MIN(left + d->s, d->w); w++)
-                        sum = sum + load_n(image + (h * d->w + w) * channels + c, n);
-                store_n(y + (row * d->ow + ow) * channels + c, sum * scale, n);
-            }
+            window(left, d->s, 1, d->w, &s0, &s1);
+            BY_SIZE(r1 - r0, s1 - s0, average_pixel, d, y + (row * d->ow + ow) * d->c,
+                    image + ((top + r0) * d->w + left + s0) * d->c, average_scale(d, top, left),
+                    (d->ow - ow) * d->c);
+        }
+    }
+}
+
+/* Adds dy * scale to dx, or writes it there first. */
+INLINE void add_share(float *dx, const float *dy, float scale, int64_t channels, int64_t room, int first)
+{
+    int64_t c = 0;
+    for (; c + VL <= channels; c += VL)
+        store(dx + c, (first ? splat(0) : load(dx + c)) + load(dy + c) * scale);
+    if (c < channels) {
+        const vec before = first ? splat(0) : load_n(dx + c, room - c);
+        store_n(dx + c, before + load_n(dy + c, channels - c) * scale, room - c);
+    }
+}
+
+static void average_backward_overlapping(const pycnn_pool2d *desc, float *dx, const float *dy)
+{
+    const pycnn_pool2d own = *desc, *d = &own;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < d->n * d->h; row++) {
+        int64_t oh0 = 0, oh1 = 0, ow0 = 0, ow1 = 0;
+        covering(row % d->h + d->pad_h, d->r, d->stride_h, d->oh, &oh0, &oh1);
+        for (int64_t w = 0; w < d->w; w++) {
+            covering(w + d->pad_w, d->s, d->stride_w, d->ow, &ow0, &ow1);
+            float *to = dx + (row * d->w + w) * d->c;
+            const int64_t room = (d->w - w) * d->c;
+            if (oh0 >= oh1 || ow0 >= ow1)
+                memset(to, 0, sizeof(float) * (size_t)d->c);
+            for (int64_t oh = oh0; oh < oh1; oh++)
+                for (int64_t ow = ow0; ow < ow1; ow++) {
+                    const float *from = dy + ((row / d->h * d->oh + oh) * d->ow + ow) * d->c;
+                    const float scale = average_scale(d, oh * d->stride_h - d->pad_h, ow * d->stride_w - d->pad_w);
+                    if (oh == oh0 && ow == ow0)
+                        add_share(to, from, scale, d->c, room, 1);
+                    else
+                        add_share(to, from, scale, d->c, room, 0);
+                }
+        }
+    }
+}
+
+/* n channels of a cell of rows by columns; the window covers the first inner_rows by inner_columns of it. */
+INLINE void average_cell_vector(const pycnn_pool2d *d, float *dx, vec share, int64_t n, int64_t room,
+                                int64_t inner_rows, int64_t inner_columns, int64_t rows, int64_t columns)
+{
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++)
+            store_n(dx + (i * d->w + j) * d->c, i < inner_rows && j < inner_columns ? share : splat(0),
+                    MAX(n, room - j * d->c));
+}
+
+INLINE void average_cell(const pycnn_pool2d *d, float *dx, const float *dy, float scale, int64_t room,
+                         int64_t inner_rows, int64_t inner_columns, int64_t rows, int64_t columns)
+{
+    int64_t c = 0;
+    for (; c + VL <= d->c; c += VL)
+        average_cell_vector(d, dx + c, load(dy + c) * scale, VL, VL, inner_rows, inner_columns, rows, columns);
+    if (c < d->c)
+        average_cell_vector(d, dx + c, load_n(dy + c, d->c - c) * scale, d->c - c, c ? 0 : room, inner_rows,
+                            inner_columns, rows, columns);
+}
+
+static void average_backward_apart(const pycnn_pool2d *desc, float *dx, const float *dy)
+{
+    const pycnn_pool2d own = *desc, *d = &own;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < d->n * d->oh; row++) {
+        float *image = dx + row / d->oh * d->h * d->w * d->c;
+        const int64_t top = row % d->oh * d->stride_h - d->pad_h;
+        int64_t h0, h1, w0, w1;
+        cell(row % d->oh, d->oh, d->stride_h, d->pad_h, d->h, &h0, &h1);
+        for (int64_t ow = 0; ow < d->ow; ow++) {
+            const int64_t left = ow * d->stride_w - d->pad_w;
+            cell(ow, d->ow, d->stride_w, d->pad_w, d->w, &w0, &w1);
+            BY_SIZE(h1 - h0, w1 - w0, average_cell, d, image + (h0 * d->w + w0) * d->c, dy + (row * d->ow + ow) * d->c,
+                    average_scale(d, top, left), (d->w - w0) * d->c, top + d->r - h0, left + d->s - w0);
         }
     }
 }
@@ -118,59 +364,64 @@ static void avg_pool2d(const void *desc, void *const *args)
 /* dx, dy */
 static void avg_pool2d_backward(const void *desc, void *const *args)
 {
-    const pycnn_pool2d *d = desc;
-    float *dx = args[0];
-    const float *dy = args[1];
-    const int64_t channels = d->c, strips = ceil_div(channels, VL);
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < d->n * strips; task++) {
-        const int64_t image = task / strips, c = task % strips * VL, n = channels - c;
-        float *to = dx + image * d->h * d->w * channels + c;
-        const float *from = dy + image * d->oh * d->ow * channels + c;
-        for (int64_t pixel = 0; pixel < d->h * d->w; pixel++)
-            store_n(to + pixel * channels, splat(0), n);
-        for (int64_t oh = 0; oh < d->oh; oh++)
-            for (int64_t ow = 0; ow < d->ow; ow++) {
-                const int64_t top = oh * d->stride_h - d->pad_h, left = ow * d->stride_w - d->pad_w;
-                const vec share = load_n(from + (oh * d->ow + ow) * channels, n) * average_scale(d, top, left);
-                for (int64_t h = MAX(top, 0); h < MIN(top + d->r, d->h); h++)
-                    for (int64_t w = MAX(left, 0); w < MIN(left + d->s, d->w); w++) {
-                        float *at = to + (h * d->w + w) * channels;
-                        store_n(at, load_n(at, n) + share, n);
-                    }
-            }
+    if (windows_overlap(desc))
+        average_backward_overlapping(desc, args[0], args[1]);
+    else
+        average_backward_apart(desc, args[0], args[1]);
+}
+
+enum { MEAN_STRIP = 4, MEAN_CHUNK = 16 };
+
+/* The means of n channels in `vectors` vectors. The sum of each MEAN_CHUNK pixels is added to the total, which keeps
+ * the sums short. */
+INLINE void mean_of_pixels(float *y, const float *x, int64_t pixels, int64_t channels, int64_t n, int vectors)
+{
+    vec total[MEAN_STRIP] = { splat(0) };
+    for (int64_t first = 0; first < pixels; first += MEAN_CHUNK) {
+        vec sum[MEAN_STRIP] = { splat(0) };
+        for (int64_t pixel = first; pixel < MIN(pixels, first + MEAN_CHUNK); pixel++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                sum[v] = sum[v] + load_n(x + pixel * channels + v * VL, n - v * VL);
+        UNROLL for (int v = 0; v < vectors; v++)
+            total[v] = total[v] + sum[v];
     }
+    UNROLL for (int v = 0; v < vectors; v++)
+        store_n(y + v * VL, total[v] / (float)pixels, n - v * VL);
 }
 
 /* y (N, C), x */
 static void global_avg_pool2d(const void *desc, void *const *args)
 {
-    const pycnn_pool2d *d = desc;
+    const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
     float *y = args[0];
     const float *x = args[1];
-    const int64_t channels = d->c, pixels = d->h * d->w, strips = ceil_div(channels, VL);
+    const int64_t channels = d->c, pixels = d->h * d->w, strip = MEAN_STRIP * VL, strips = ceil_div(channels, strip);
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < d->n * strips; task++) {
-        const int64_t image = task / strips, c = task % strips * VL, n = channels - c;
-        const float *from = x + image * pixels * channels + c;
-        vec sum[4] = { splat(0), splat(0), splat(0), splat(0) };
-        for (int64_t pixel = 0; pixel < pixels; pixel++)
-            sum[pixel % 4] = sum[pixel % 4] + load_n(from + pixel * channels, n);
-        store_n(y + image * channels + c, ((sum[0] + sum[1]) + (sum[2] + sum[3])) / (float)pixels, n);
+        const int64_t image = task / strips, first = task % strips * strip;
+        const float *from = x + image * pixels * channels;
+        float *to = y + image * channels;
+        if (first + strip <= channels)
+            mean_of_pixels(to + first, from + first, pixels, channels, strip, MEAN_STRIP);
+        else
+            for (int64_t c = first; c < channels; c += VL)
+                mean_of_pixels(to + c, from + c, pixels, channels, channels - c, 1);
     }
 }
 
-/* dx, dy (N, C) */
+/* dx, dy (N, C): the first pixel of each row is computed, the others are copies of those before. */
 static void global_avg_pool2d_backward(const void *desc, void *const *args)
 {
-    const pycnn_pool2d *d = desc;
+    const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
     float *dx = args[0];
     const float *dy = args[1];
-    const int64_t channels = d->c, pixels = d->h * d->w;
+    const int64_t channels = d->c, width = d->w * channels;
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < d->n * d->h; row++)
-        for (int64_t pixel = 0; pixel < d->w; pixel++)
-            for (int64_t c = 0; c < channels; c += VL)
-                store_n(dx + (row * d->w + pixel) * channels + c,
-                        load_n(dy + row / d->h * channels + c, channels - c) / (float)pixels, channels - c);
+    for (int64_t row = 0; row < d->n * d->h; row++) {
+        float *to = dx + row * width;
+        for (int64_t c = 0; c < channels; c += VL)
+            store_n(to + c, load_n(dy + row / d->h * channels + c, channels - c) / (float)(d->h * d->w), channels - c);
+        for (int64_t done = channels; done < width; done *= 2)
+            memcpy(to + done, to, sizeof(float) * (size_t)MIN(done, width - done));
+    }
 }

@@ -4,7 +4,7 @@ typedef float vec __attribute__((vector_size(VEC_BYTES)));
 typedef int32_t ivec __attribute__((vector_size(VEC_BYTES)));
 typedef uint32_t uvec __attribute__((vector_size(VEC_BYTES)));
 typedef float vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
-typedef int32_t ivec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
+typedef float any_float __attribute__((may_alias)); /* also an int32's memory */
 
 enum { VL = VEC_BYTES / 4 };
 
@@ -19,22 +19,20 @@ enum { VL = VEC_BYTES / 4 };
 
 INLINE vec load(const float *p) { return *(const vec_anywhere *)p; }
 INLINE void store(float *p, vec v) { *(vec_anywhere *)p = v; }
-INLINE ivec load_int(const int32_t *p) { return *(const ivec_anywhere *)p; }
-INLINE void store_int(int32_t *p, ivec v) { *(ivec_anywhere *)p = v; }
 
 /* x - 0 is x to the bit, which x + 0 is not for -0. */
 INLINE vec splat(float x) { return x - (vec){ 0 }; }
 INLINE ivec splat_int(int32_t x) { return x - (ivec){ 0 }; }
 
 #ifndef LOAD_PART
-INLINE vec load_part_(const float *p, int64_t n)
+INLINE vec load_part_(const any_float *p, int64_t n)
 {
     vec v = { 0 };
     for (int64_t i = 0; i < n; i++)
         v[i] = p[i];
     return v;
 }
-INLINE void store_part_(float *p, vec v, int64_t n)
+INLINE void store_part_(any_float *p, vec v, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
         p[i] = v[i];
@@ -52,23 +50,8 @@ INLINE void store_n(float *p, vec v, int64_t n)
     else
         STORE_PART(p, v, n);
 }
-INLINE void store_int_n(int32_t *p, ivec v, int64_t n)
-{
-    if (n >= VL)
-        store_int(p, v);
-    else
-        for (int64_t i = 0; i < n; i++)
-            p[i] = v[i];
-}
-INLINE ivec load_int_n(const int32_t *p, int64_t n)
-{
-    if (n >= VL)
-        return load_int(p);
-    ivec v = { 0 };
-    for (int64_t i = 0; i < n; i++)
-        v[i] = p[i];
-    return v;
-}
+INLINE ivec load_int_n(const int32_t *p, int64_t n) { return (ivec)load_n((const float *)p, n); }
+INLINE void store_int_n(int32_t *p, ivec v, int64_t n) { store_n((float *)p, (vec)v, n); }
 
 /* Comparisons give lanes of all ones or all zeros. */
 INLINE vec where(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
