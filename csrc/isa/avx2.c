@@ -17,6 +17,7 @@
 #define LANES_BELOW(n) _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 #define LOAD_PART(p, n) ((vec)_mm256_maskload_ps(p, LANES_BELOW(n)))
 #define STORE_PART(p, v, n) _mm256_maskstore_ps(p, LANES_BELOW(n), (__m256)(v))
+#define VEC_MAX(a, b) ((vec)_mm256_max_ps((__m256)(a), (__m256)(b)))
 
 #include "../kernels/all.h"
 

@@ -9,7 +9,7 @@ enum { ELEMENT_BLOCK = 4096 };
     A(leaky_relu, where(x > 0.0f, x, x * alpha), where(x > 0.0f, dy, dy * alpha))                             \
     A(sigmoid, vec_sigmoid(x), dy * vec_sigmoid(x) * (1.0f - vec_sigmoid(x)))                                 \
     A(tanh, vec_tanh(x), dy * (1.0f - vec_tanh(x) * vec_tanh(x)))                                             \
-    A(elu, where(x <= 0.0f, alpha * vec_expm1_negative(x), x), where(x <= 0.0f, dy * alpha * vec_exp(x), dy)) \
+    A(elu, where(x <= 0.0f, alpha * vec_expm1_negative(x), x), where(x <= 0.0f, dy * alpha * vec_exp_negative(x), dy)) \
     A(gelu, x * vec_normal_cdf(x), dy * (vec_normal_cdf(x) + x * 0.3989422804014327f * vec_gauss(x)))         \
     A(silu, x * vec_sigmoid(x), dy * vec_sigmoid(x) * (1.0f + x * (1.0f - vec_sigmoid(x))))                   \
     A(hard_swish, x * hard_gate(x), where(x <= -3.0f, splat(0), where(x < 3.0f, dy * (x / 3.0f + 0.5f), dy)))
@@ -22,21 +22,31 @@ INLINE vec hard_gate(vec x)
 }
 
 #define ACTIVATION_FUNCTIONS(name, forward, backward)                                                         \
-    static void name##_forward(float *y, const float *from, int64_t size, float alpha)                        \
+    INLINE vec name##_of(vec x, float alpha)                                                                  \
     {                                                                                                         \
         (void)alpha;                                                                                          \
-        for (int64_t i = 0; i < size; i += VL) {                                                              \
-            const vec x = load_n(from + i, size - i);                                                         \
-            store_n(y + i, forward, size - i);                                                                \
-        }                                                                                                     \
+        return forward;                                                                                       \
     }                                                                                                         \
-    static void name##_backward(float *dx, const float *gradient, const float *from, int64_t size, float alpha) \
+    INLINE vec name##_gradient(vec dy, vec x, float alpha)                                                    \
     {                                                                                                         \
         (void)alpha;                                                                                          \
-        for (int64_t i = 0; i < size; i += VL) {                                                              \
-            const vec x = load_n(from + i, size - i), dy = load_n(gradient + i, size - i);                    \
-            store_n(dx + i, backward, size - i);                                                              \
-        }                                                                                                     \
+        return backward;                                                                                      \
+    }                                                                                                         \
+    static void name##_forward(float *y, const float *x, int64_t size, float alpha)                           \
+    {                                                                                                         \
+        int64_t i = 0;                                                                                        \
+        for (; i + VL <= size; i += VL)                                                                       \
+            store(y + i, name##_of(load(x + i), alpha));                                                      \
+        if (i < size)                                                                                         \
+            store_n(y + i, name##_of(load_n(x + i, size - i), alpha), size - i);                              \
+    }                                                                                                         \
+    static void name##_backward(float *dx, const float *dy, const float *x, int64_t size, float alpha)        \
+    {                                                                                                         \
+        int64_t i = 0;                                                                                        \
+        for (; i + VL <= size; i += VL)                                                                       \
+            store(dx + i, name##_gradient(load(dy + i), load(x + i), alpha));                                 \
+        if (i < size)                                                                                         \
+            store_n(dx + i, name##_gradient(load_n(dy + i, size - i), load_n(x + i, size - i), alpha), size - i); \
     }
 ACTIVATIONS(ACTIVATION_FUNCTIONS)
 

@@ -1,21 +1,19 @@
-/* exp, expm1, tanh, sigmoid and the normal distribution on vectors.
+/* exp and expm1 of what is not positive, tanh, sigmoid and the normal distribution on vectors.
  *
- * exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln(2) / 2, and exp(r) - 1 = r + r^2 P(r), the
- * polynomial of Cephes's expf (Moshier). 2^n is applied in two halves, so that subnormal and infinite
- * results come out right. Errors: exp and expm1 2 ulp, tanh and sigmoid 4 ulp. */
+ * exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln(2) / 2, and exp(r) - 1 = r + r^2 P(r), the polynomial of
+ * Cephes's expf (Moshier). Results below 2^-126 come out with less precision or as 0. All functions reduce to
+ * exponents x <= 0, so 2^n cannot overflow; for x > 0 the result is any number.
+ * Errors: exp and expm1 2 ulp, tanh and sigmoid 4 ulp. */
 
-typedef struct { vec q, two_n1, two_n2; } exp_parts;
+typedef struct { vec q, two_n; } exp_parts;
 
-INLINE vec power_of_two(ivec n) { return (vec)(((uvec)n + 127u) << 23); }
-
-/* q = exp(r) - 1 and the two factors of 2^n. */
+/* q = exp(r) - 1 and 2^n, x >= -88.02. */
 INLINE exp_parts exp_reduce(vec x)
 {
-    const vec round_shift = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    x = where(x < -105.0f, splat(-105.0f), x);
-    x = where(x > 90.0f, splat(90.0f), x);
-    vec shifted = x * 1.44269504088896341f + round_shift;
-    vec n = shifted - round_shift;
+    /* Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits; 127 is the exponent's bias. */
+    const vec shift = splat(12582912.0f + 127.0f);
+    const vec shifted = x * 1.44269504088896341f + shift;
+    const vec n = shifted - shift;
     vec r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
     vec p = splat(1.9875691500e-4f);
@@ -24,23 +22,21 @@ INLINE exp_parts exp_reduce(vec x)
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    ivec whole = (ivec)((uvec)shifted - (uvec)round_shift);
-    ivec half = whole >> 1;
-    return (exp_parts){ r + r * r * p, power_of_two(half), power_of_two((ivec)((uvec)whole - (uvec)half)) };
+    return (exp_parts){ r + r * r * p, (vec)((uvec)shifted << 23) };
 }
 
-INLINE vec vec_exp(vec x)
+/* exp(x) for x <= 0; from -88.02 on, where n is -127, it is 0. */
+INLINE vec vec_exp_negative(vec x)
 {
-    exp_parts e = exp_reduce(x);
-    return (e.q * e.two_n1 + e.two_n1) * e.two_n2;
+    const exp_parts e = exp_reduce(vec_max(splat(-88.02f), x));
+    return e.q * e.two_n + e.two_n;
 }
 
 /* For x <= 0, exact near zero, where exp(x) - 1 would cancel. */
 INLINE vec vec_expm1_negative(vec x)
 {
-    exp_parts e = exp_reduce(where(x < -30.0f, splat(-30.0f), x));
-    vec two_n = e.two_n1 * e.two_n2;
-    return e.q * two_n + (two_n - 1.0f);
+    const exp_parts e = exp_reduce(vec_max(splat(-30.0f), x));
+    return e.q * e.two_n + (e.two_n - 1.0f);
 }
 
 INLINE vec vec_abs(vec x) { return (vec)((ivec)x & 0x7fffffff); }
@@ -52,10 +48,15 @@ INLINE vec vec_tanh(vec x)
     return vec_copysign(-m / (m + 2.0f), x);
 }
 
-INLINE vec vec_sigmoid(vec x) { return 1.0f / (1.0f + vec_exp(-x)); }
+/* 1 / (1 + exp(-x)), or exp(x) / (1 + exp(x)) below zero. */
+INLINE vec vec_sigmoid(vec x)
+{
+    const vec e = vec_exp_negative(-vec_abs(x));
+    return where(x < 0.0f, e, splat(1)) / (1.0f + e);
+}
 
 /* exp(-x^2 / 2) */
-INLINE vec vec_gauss(vec x) { return vec_exp(-0.5f * x * x); }
+INLINE vec vec_gauss(vec x) { return vec_exp_negative(-0.5f * x * x); }
 
 /* The normal distribution function, by erfc of Abramowitz and Stegun 7.1.26 (error 0.75e-7). */
 INLINE vec vec_normal_cdf(vec x)

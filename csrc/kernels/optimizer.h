@@ -72,7 +72,8 @@ static int64_t gradient_norm_workspace(const void *desc, int64_t threads)
     return NORM_BLOCKS * (int64_t)sizeof(double);
 }
 
-/* total (double; kind 1 adds to it), gradient: the sum of squares, in a fixed number of parts. */
+/* total (double; kind 1 adds to it), gradient: the sum of squares, in a fixed number of parts of eight running sums
+ * each. */
 static void gradient_norm(const void *desc, void *const *args)
 {
     const pycnn_elementwise *d = desc;
@@ -80,10 +81,15 @@ static void gradient_norm(const void *desc, void *const *args)
     const float *g = args[1];
 #pragma omp for schedule(static)
     for (int64_t part = 0; part < NORM_BLOCKS; part++) {
-        double sum = 0;
-        for (int64_t i = part_start(d->size, part, NORM_BLOCKS); i < part_start(d->size, part + 1, NORM_BLOCKS); i++)
-            sum += (double)g[i] * g[i];
-        partials[part] = sum;
+        const int64_t last = part_start(d->size, part + 1, NORM_BLOCKS);
+        int64_t i = part_start(d->size, part, NORM_BLOCKS);
+        double sum[8] = { 0 };
+        for (; i + 8 <= last; i += 8)
+            UNROLL for (int u = 0; u < 8; u++)
+                sum[u] += (double)g[i + u] * g[i + u];
+        for (; i < last; i++)
+            sum[0] += (double)g[i] * g[i];
+        partials[part] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
     }
 #pragma omp single
     {

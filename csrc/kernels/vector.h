@@ -56,7 +56,20 @@ INLINE void store_int_n(int32_t *p, ivec v, int64_t n) { store_n((float *)p, (ve
 /* Comparisons give lanes of all ones or all zeros. */
 INLINE vec where(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 INLINE ivec where_int(ivec mask, ivec a, ivec b) { return (mask & a) | (~mask & b); }
-INLINE vec vec_max(vec a, vec b) { return where(a > b, a, b); }
+#ifndef VEC_MAX
+#define VEC_MAX(a, b) where((a) > (b), a, b)
+#endif
+/* a where a > b, else b: also where one is NaN. */
+INLINE vec vec_max(vec a, vec b) { return VEC_MAX(a, b); }
+
+/* All ones in the first n lanes. */
+INLINE ivec lanes_below(int64_t n)
+{
+    ivec lane;
+    for (int i = 0; i < VL; i++)
+        lane[i] = i;
+    return lane < (int32_t)n;
+}
 
 /* A fixed order: the lanes from the first to the last. */
 INLINE float lane_sum(vec v)
