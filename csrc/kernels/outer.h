@@ -2,12 +2,14 @@
  *
  *     dw[tap][l][column] = sum over pixels: x[position(pixel, tap)][l] * dy[pixel][column]
  *
- *     for each slice of the pixels, group, panel of columns, part of l:             shared among threads
- *         for each chunk of pixels in the slice:                                    x and dy chunk in L2
- *             for each tap, for each block of l:                                    accumulators in registers
- *                 for each pixel of the chunk that the tap reaches: rank-1 update
- *             add to the slice's partial dw
- *     dw = sum of the partials, from the first slice to the last                    shared among threads
+ *     for each slice of the pixels, group, part of l, part of the columns:              shared among threads
+ *         for each chunk of pixels in the slice, for each box of x that some taps share:
+ *             copy the box, TILE_ROWS of l side by side: a strip for each block of l    L2
+ *             for each panel of columns: copy the chunk's part of dy                    L1
+ *                 for each block of l, for each tap:                                    accumulators in registers
+ *                     for each pixel of the chunk that the tap reaches: rank-1 update
+ *                     add to dw, or to the slice's partial dw
+ *     dw = sum of the partials, from the first slice to the last                        shared among threads
  *
  * The number of slices depends on shapes alone, so the bits do not depend on the threads. Padding is never
  * multiplied: each tap runs over the pixels whose position lies inside the input. */
@@ -22,14 +24,17 @@ typedef struct {
     int64_t w_tap, inner, w_outer, w_inner, w_column, w_group;
 } outer;
 
-enum { CHUNK_PIXELS = 256, CHUNK_FLOATS = 65536, MAX_SLICES = 8, WANTED_TASKS = 16 };
+/* A chunk's part of dy takes half of a first-level cache of 32 KB. */
+enum { CHUNK_PIXELS = 16384 / (PANEL * 4), SLICE_CHUNKS = 2, MAX_SLICES = 16, WANTED_TASKS = 8, PART_ROWS = 128 };
 
-/* acc[i][j] += x[pixel][i] * dy[pixel][j] over rows of n pixels each. */
+/* out[i][j] = or += sum over images, over rows of n pixels: x[pixel][i] * dy[pixel][j] */
 typedef struct {
-    int64_t rows, n;
+    int64_t images, rows, n;
     const float *x, *dy;
-    int64_t x_row, x_step, dy_row, dy_step;
-    float *out;                      /* [TILE rows][vectors * VL], added to */
+    int64_t x_image, x_row, x_step, dy_image, dy_row;    /* dy's pixels follow each other */
+    float *out;
+    int64_t out_row, columns;                            /* columns: how many of the vectors' lanes are stored */
+    int adds;
 } outer_tile;
 
 typedef void (*outer_function)(const outer_tile *t);
@@ -38,26 +43,32 @@ INLINE void outer_product(const int rows, const int vectors, const outer_tile *t
 {
     vec acc[TILE_ROWS][2];
     UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < vectors; j++)
+        UNROLL for (int j = 0; j < vectors; j++) {
             acc[i][j] = (vec){ 0 };
-    for (int64_t r = 0; r < t->rows; r++) {
-        const float *x = t->x + r * t->x_row, *dy = t->dy + r * t->dy_row;
-        for (int64_t n = t->n; n > 0; n--, x += t->x_step, dy += t->dy_step) {
-            vec b[2];
-            UNROLL for (int j = 0; j < vectors; j++)
-                b[j] = load(dy + j * VL);
-            UNROLL for (int i = 0; i < rows; i++) {
-                vec a = splat(x[i]);
+            __builtin_prefetch(t->out + i * t->out_row + j * VL, 1);
+        }
+    for (int64_t image = 0; image < t->images; image++)
+        for (int64_t row = 0; row < t->rows; row++) {
+            const float *x = t->x + image * t->x_image + row * t->x_row;
+            const float *dy = t->dy + image * t->dy_image + row * t->dy_row;
+            for (int64_t n = t->n; n > 0; n--, x += t->x_step, dy += vectors * VL) {
+                vec b[2];
                 UNROLL for (int j = 0; j < vectors; j++)
-                    acc[i][j] = acc[i][j] + a * b[j];
+                    b[j] = load(dy + j * VL);
+                UNROLL for (int i = 0; i < rows; i++) {
+                    vec a = splat(x[i]);
+                    UNROLL for (int j = 0; j < vectors; j++)
+                        acc[i][j] = acc[i][j] + a * b[j];
+                }
             }
         }
-    }
+    if (t->adds)
+        UNROLL for (int i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < vectors; j++)
+                acc[i][j] = load_n(t->out + i * t->out_row + j * VL, t->columns - j * VL) + acc[i][j];
     UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < vectors; j++) {
-            float *to = t->out + (i * vectors + j) * VL;
-            store(to, load(to) + acc[i][j]);
-        }
+        UNROLL for (int j = 0; j < vectors; j++)
+            store_n(t->out + i * t->out_row + j * VL, acc[i][j], t->columns - j * VL);
 }
 
 #define OUTER_FUNCTION(rows, vectors)                                                                         \
@@ -70,34 +81,71 @@ TILE_SIZES(OUTER_FUNCTIONS)
 static const outer_function outer_functions[2][TILE_ROWS] = { { TILE_SIZES(OUTER_ENTRY_1) },
                                                               { TILE_SIZES(OUTER_ENTRY_2) } };
 
-/* How the work is cut. A chunk is some rows of output pixels, or a part of one long row. */
+/* How the work is cut. A chunk is some images, some rows of an image, or a part of a long row. */
 typedef struct {
-    int64_t taps, l_blocks;                       /* blocks of at most TILE_ROWS of l */
-    int64_t width, rows, across, down, chunks;    /* a chunk's pixels; chunks across and down an image, in all */
-    int64_t slices, l_parts, partial;             /* partial: floats of one slice */
+    int64_t taps, blocks, parts;                  /* blocks of at most TILE_ROWS of l, parts of blocks */
+    int64_t images, rows, width;                  /* a chunk's pixels */
+    int64_t down, across, chunks;                 /* chunks down and across an image, in all */
+    int64_t v_taps, h_taps;                       /* the taps that share a box */
+    int64_t slices, row, partial, box;            /* floats of a row, of a slice's partial, of a part's box */
+    int direct;                                   /* sums go straight to dw */
 } outer_cut;
+
+/* Pixels far apart share few cache sets and many pages: then the task's part of them is copied side by side. */
+INLINE int copies_x(const outer *p) { return p->x_pixel > 256; }
+
+/* The positions of an axis that some taps read for some outputs. */
+typedef struct { int64_t first, step, count; } span;
+
+/* Taps share a box where their positions overlap; a tap on its own takes none that it would not read. */
+INLINE int64_t taps_together(const axis *a, int64_t outputs)
+{
+    return (a->taps - 1) * a->dilation <= outputs * a->stride ? a->taps : 1;
+}
+INLINE int64_t most_positions(const axis *a, int64_t taps, int64_t outputs)
+{
+    return taps == 1 ? outputs : MIN(a->in, (outputs - 1) * a->stride + (taps - 1) * a->dilation + 1);
+}
+
+static void cut_chunks(const outer *p, outer_cut *c)
+{
+    const int64_t across = ceil_div(p->h.out, CHUNK_PIXELS);
+    c->width = ceil_div(p->h.out, across);
+    c->across = ceil_div(p->h.out, c->width);
+    c->down = ceil_div(p->v.out, MAX(1, CHUNK_PIXELS / c->width));
+    c->rows = ceil_div(p->v.out, c->down);
+    c->down = ceil_div(p->v.out, c->rows);
+    const int64_t most = c->down * c->across == 1 ? MAX(1, CHUNK_PIXELS / (c->rows * c->width)) : 1;
+    const int64_t several = ceil_div(p->images, most);
+    c->images = ceil_div(p->images, MAX(1, several));
+    c->chunks = several * c->down * c->across;
+}
 
 static outer_cut cut_outer(const outer *p)
 {
-    outer_cut c = { .taps = p->v.taps * p->h.taps, .l_blocks = ceil_div(p->len, TILE_ROWS) };
-    const int64_t across = ceil_div(p->h.out, CHUNK_PIXELS);
-    c.width = ceil_div(p->h.out, across);
-    c.across = ceil_div(p->h.out, c.width);
-    const int64_t x_row = p->v.stride * p->h.in * p->x_pixel;
-    c.rows = MAX(1, MIN(MIN(p->v.out, CHUNK_PIXELS / c.width), CHUNK_FLOATS / x_row));
-    c.down = ceil_div(p->v.out, c.rows);
-    c.chunks = p->images * c.down * c.across;
-    const int64_t blocks = p->groups * panels(p->columns);
-    c.slices = MAX(1, MIN(MIN(c.chunks, MAX_SLICES), ceil_div(WANTED_TASKS, blocks)));
-    c.l_parts = MIN(c.l_blocks, ceil_div(WANTED_TASKS, blocks * c.slices));
-    c.partial = line_floats(blocks * c.taps * p->len * PANEL);
+    outer_cut c = { .taps = p->v.taps * p->h.taps, .blocks = ceil_div(p->len, TILE_ROWS) };
+    cut_chunks(p, &c);
+    c.v_taps = copies_x(p) ? taps_together(&p->v, c.rows) : p->v.taps;
+    c.h_taps = copies_x(p) ? taps_together(&p->h, c.width) : p->h.taps;
+    c.parts = copies_x(p) ? MAX(1, MIN(c.blocks, p->len * c.v_taps * c.h_taps / PART_ROWS)) : 1;
+    for (c.slices = 1; c.slices < MAX_SLICES && c.slices * c.parts * p->groups < WANTED_TASKS; c.slices *= 2)
+        if (c.chunks < 2 * c.slices * SLICE_CHUNKS)
+            break;
+    c.direct = c.slices == 1 && p->w_column == 1 && (p->inner == p->len || p->w_outer == p->inner * p->w_inner);
+    c.row = round_up(p->columns, VL);
+    c.partial = line_floats(p->groups * c.taps * p->len * c.row);
+    const int64_t part_blocks = ceil_div(c.blocks, c.parts), pixels = c.images * most_positions(&p->v, c.v_taps, c.rows) *
+                                                                      most_positions(&p->h, c.h_taps, c.width);
+    c.box = copies_x(p) ? line_floats(pixels * part_blocks * TILE_ROWS) : 0;
     return c;
 }
+
+INLINE int64_t dy_floats(const outer_cut *c) { return c->images * c->rows * c->width * PANEL; }
 
 static int64_t outer_workspace(const outer *p, int64_t threads)
 {
     const outer_cut c = cut_outer(p);
-    return (c.slices * c.partial + threads * c.rows * c.width * PANEL) * (int64_t)sizeof(float);
+    return ((c.direct ? 0 : c.slices * c.partial) + threads * (c.box + dy_floats(&c))) * (int64_t)sizeof(float);
 }
 
 /* The outputs o0..o1 of an axis that tap t reaches inside the input. */
@@ -108,103 +156,178 @@ INLINE void reached(const axis *a, int64_t t, int64_t *o0, int64_t *o1)
     *o1 = MIN(*o1, floor_div(a->in - 1 - distance, a->stride) + 1);
 }
 
-/* A task's share of one chunk: rows oh0..oh1, columns ow0..ow1 of image n. */
-typedef struct {
-    const outer *p;
-    int64_t taps, group, panel, l_blocks, first_block, last_block;
-    int64_t n, oh0, oh1, ow0, ow1;
-    float *partial;          /* the panel's [tap][l][width] */
-    float *copy;             /* room for a padded copy of dy */
-} outer_share;
+INLINE int64_t position(const axis *a, int64_t t, int64_t o) { return o * a->stride + t * a->dilation - a->pad; }
 
-/* dy's panel of the chunk as full vectors; a panel that is not full is copied and padded with zeros. */
-static void chunk_of_dy(const outer_share *s, int64_t vectors, outer_tile *t)
+/* What the taps t0..t1 read for the outputs o0..o1. */
+static span positions(const axis *a, int64_t t0, int64_t t1, int64_t o0, int64_t o1)
 {
-    const outer *p = s->p;
-    const int64_t width = s->ow1 - s->ow0, lanes = vectors * VL, columns = p->columns - s->panel * PANEL;
-    const int64_t row = p->h.out * p->dy_pixel;
-    t->dy = p->dy + (s->n * p->v.out + s->oh0) * row + s->ow0 * p->dy_pixel + s->group * p->columns + s->panel * PANEL;
-    t->dy_row = row;
-    t->dy_step = p->dy_pixel;
-    if (columns >= lanes)
-        return;
-    float *to = s->copy;
-    for (int64_t oh = s->oh0; oh < s->oh1; oh++)
-        for (int64_t ow = 0; ow < width; ow++, to += lanes)
-            for (int64_t j = 0; j < vectors; j++)
-                store(to + j * VL, columns > j * VL ? load_n(t->dy + (oh - s->oh0) * row + ow * p->dy_pixel + j * VL,
-                                                             columns - j * VL) : splat(0));
-    t->dy = s->copy;
-    t->dy_row = width * lanes;
-    t->dy_step = lanes;
+    if (t1 - t0 == 1) {
+        reached(a, t0, &o0, &o1);
+        return (span){ position(a, t0, o0), a->stride, MAX(0, o1 - o0) };
+    }
+    const int64_t first = MAX(0, position(a, t0, o0)), end = MIN(a->in, position(a, t1 - 1, o1 - 1) + 1);
+    return (span){ first, 1, MAX(0, end - first) };
 }
 
-static void add_chunk(const outer_share *s)
+/* A task's share of one chunk: images n0..n1, rows oh0..oh1, columns ow0..ow1. */
+typedef struct {
+    const outer *p;
+    const outer_cut *c;
+    int64_t group, first_block, last_block, first_panel, last_panel;
+    int64_t n0, n1, oh0, oh1, ow0, ow1;
+    span v, h;               /* the box, or all of x as it lies */
+    float *box, *dy;         /* room for copies */
+    float *out;              /* the group's [tap][l][column] */
+    int64_t out_tap, out_row;
+    int adds;
+} outer_share;
+
+INLINE int64_t block_start(const outer_share *s, int64_t block) { return part_start(s->p->len, block, s->c->blocks); }
+
+static void copy_box(const outer_share *s, int64_t l0, int64_t len)
 {
     const outer *p = s->p;
-    const int vectors = panel_vectors(p->columns, s->panel);
-    outer_tile chunk = { .x_row = p->v.stride * p->h.in * p->x_pixel, .x_step = p->h.stride * p->x_pixel };
-    chunk_of_dy(s, vectors, &chunk);
-    const float *image = p->x + s->n * p->v.in * p->h.in * p->x_pixel + s->group * p->len;
-    for (int64_t tap = 0; tap < s->taps; tap++) {
-        const int64_t r = tap / p->h.taps, c = tap % p->h.taps;
-        int64_t oh0 = s->oh0, oh1 = s->oh1, ow0 = s->ow0, ow1 = s->ow1;
-        reached(&p->v, r, &oh0, &oh1);
-        reached(&p->h, c, &ow0, &ow1);
-        if (oh0 >= oh1 || ow0 >= ow1)
-            continue;
-        const int64_t ih = oh0 * p->v.stride + r * p->v.dilation - p->v.pad;
-        const int64_t iw = ow0 * p->h.stride + c * p->h.dilation - p->h.pad;
-        outer_tile t = chunk;
-        t.rows = oh1 - oh0;
-        t.n = ow1 - ow0;
-        t.dy += (oh0 - s->oh0) * chunk.dy_row + (ow0 - s->ow0) * chunk.dy_step;
-        for (int64_t b = s->first_block; b < s->last_block; b++) {
-            const int64_t l0 = part_start(p->len, b, s->l_blocks), l1 = part_start(p->len, b + 1, s->l_blocks);
-            t.x = image + (ih * p->h.in + iw) * p->x_pixel + l0;
-            t.out = s->partial + (tap * p->len + l0) * vectors * VL;
-            outer_functions[vectors - 1][l1 - l0 - 1](&t);
+    float *to = s->box;
+    for (int64_t n = s->n0; n < s->n1; n++)
+        for (int64_t i = 0; i < s->v.count; i++) {
+            const int64_t row = (n * p->v.in + s->v.first + i * s->v.step) * p->h.in + s->h.first;
+            const float *x = p->x + row * p->x_pixel + s->group * p->len + l0;
+            for (int64_t j = 0; j < s->h.count; j++, x += s->h.step * p->x_pixel, to += len)
+                memcpy(to, x, sizeof(float) * (size_t)len);
+        }
+}
+
+/* The chunk's part of dy's panel, without gaps and padded with zeros to full vectors. */
+static void panel_of_dy(const outer_share *s, int64_t panel, int64_t vectors, outer_tile *t)
+{
+    const outer *p = s->p;
+    const int64_t width = s->ow1 - s->ow0, lanes = vectors * VL, columns = p->columns - panel * PANEL;
+    const int64_t row = p->h.out * p->dy_pixel, image = p->v.out * row;
+    const float *dy = p->dy + s->n0 * image + s->oh0 * row + s->ow0 * p->dy_pixel + s->group * p->columns + panel * PANEL;
+    t->dy = dy;
+    t->dy_row = row;
+    t->dy_image = image;
+    if (p->dy_pixel == lanes)
+        return;
+    float *to = s->dy;
+    for (int64_t n = s->n0; n < s->n1; n++)
+        for (int64_t oh = s->oh0; oh < s->oh1; oh++) {
+            const float *from = dy + (n - s->n0) * image + (oh - s->oh0) * row;
+            for (int64_t ow = 0; ow < width; ow++, from += p->dy_pixel, to += lanes)
+                for (int64_t j = 0; j < lanes; j += VL)
+                    store(to + j, columns > j ? load_n(from + j, columns - j) : splat(0));
+        }
+    t->dy = s->dy;
+    t->dy_row = width * lanes;
+    t->dy_image = (s->oh1 - s->oh0) * t->dy_row;
+}
+
+/* Rows that follow each other without a gap are one row. */
+INLINE void join_rows(outer_tile *t, int64_t lanes)
+{
+    if (t->x_row == t->n * t->x_step && t->dy_row == t->n * lanes) {
+        t->n *= t->rows;
+        t->rows = 1;
+        if (t->x_image == t->n * t->x_step && t->dy_image == t->n * lanes) {
+            t->n *= t->images;
+            t->images = 1;
         }
     }
 }
 
-static void clear_share(const outer_share *s)
+/* A tap (r, c) of one block; `t` has dy's panel and the block's x. */
+static void add_tap(outer_share *s, int64_t r, int64_t c, int vectors, int64_t rows, int64_t x_pixel, outer_tile t)
 {
     const outer *p = s->p;
-    const int64_t width = panel_vectors(p->columns, s->panel) * VL;
-    const int64_t l0 = part_start(p->len, s->first_block, s->l_blocks);
-    const int64_t l1 = part_start(p->len, s->last_block, s->l_blocks);
-    for (int64_t tap = 0; tap < s->taps; tap++)
-        memset(s->partial + (tap * p->len + l0) * width, 0, sizeof(float) * (size_t)((l1 - l0) * width));
+    int64_t oh0 = s->oh0, oh1 = s->oh1, ow0 = s->ow0, ow1 = s->ow1;
+    reached(&p->v, r, &oh0, &oh1);
+    reached(&p->h, c, &ow0, &ow1);
+    t.images = s->n1 - s->n0;
+    t.rows = oh1 - oh0;
+    t.n = ow1 - ow0;
+    if (t.rows <= 0 || t.n <= 0) {
+        if (s->adds)
+            return;
+        t.images = 0; /* the first chunk writes zeros */
+    } else {
+        const int64_t ih = (position(&p->v, r, oh0) - s->v.first) / s->v.step;
+        const int64_t iw = (position(&p->h, c, ow0) - s->h.first) / s->h.step;
+        t.x += (ih * s->h.count + iw) * x_pixel;
+        t.x_step = p->h.stride / s->h.step * x_pixel;
+        t.x_row = p->v.stride / s->v.step * s->h.count * x_pixel;
+        t.x_image = s->v.count * s->h.count * x_pixel;
+        t.dy += (oh0 - s->oh0) * t.dy_row + (ow0 - s->ow0) * vectors * VL;
+        join_rows(&t, vectors * VL);
+    }
+    t.out += (r * p->h.taps + c) * s->out_tap;
+    outer_functions[vectors - 1][rows - 1](&t);
+}
+
+/* The taps r0.. and c0.. that share a box. */
+static void add_box(outer_share *s, int64_t r0, int64_t c0)
+{
+    const outer *p = s->p;
+    const int64_t r1 = r0 + s->c->v_taps, c1 = c0 + s->c->h_taps;
+    const int64_t first = block_start(s, s->first_block), len = block_start(s, s->last_block) - first;
+    const float *x = p->x + s->n0 * p->v.in * p->h.in * p->x_pixel + s->group * p->len + first;
+    int64_t pixel = p->x_pixel;
+    s->v = (span){ 0, 1, p->v.in };
+    s->h = (span){ 0, 1, p->h.in };
+    if (copies_x(p)) {
+        s->v = positions(&p->v, r0, r1, s->oh0, s->oh1);
+        s->h = positions(&p->h, c0, c1, s->ow0, s->ow1);
+        copy_box(s, first, len);
+        x = s->box;
+        pixel = len;
+    }
+    outer_tile t = { .out_row = s->out_row, .adds = s->adds };
+    for (int64_t panel = s->first_panel; panel < s->last_panel; panel++) {
+        const int vectors = panel_vectors(p->columns, panel);
+        t.columns = p->columns - panel * PANEL;
+        panel_of_dy(s, panel, vectors, &t);
+        for (int64_t b = s->first_block; b < s->last_block; b++) {
+            const int64_t l0 = block_start(s, b), rows = block_start(s, b + 1) - l0;
+            t.x = x + l0 - first;
+            t.out = s->out + l0 * s->out_row + panel * PANEL;
+            for (int64_t r = r0; r < r1; r++)
+                for (int64_t c = c0; c < c1; c++)
+                    add_tap(s, r, c, vectors, rows, pixel, t);
+        }
+    }
+}
+
+static void add_chunk(outer_share *s, int64_t chunk)
+{
+    const outer *p = s->p;
+    const outer_cut *c = s->c;
+    s->n0 = chunk / (c->down * c->across) * c->images;
+    s->n1 = MIN(p->images, s->n0 + c->images);
+    s->oh0 = chunk / c->across % c->down * c->rows;
+    s->oh1 = MIN(p->v.out, s->oh0 + c->rows);
+    s->ow0 = chunk % c->across * c->width;
+    s->ow1 = MIN(p->h.out, s->ow0 + c->width);
+    for (int64_t r = 0; r < p->v.taps; r += c->v_taps)
+        for (int64_t j = 0; j < p->h.taps; j += c->h_taps)
+            add_box(s, r, j);
 }
 
 static void sum_partials(const outer *p, const outer_cut *c, const float *partials)
 {
-    const int64_t all = panels(p->columns), panel_floats = c->taps * p->len * PANEL;
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < p->groups * all * c->taps; task++) {
-        const int64_t tap = task % c->taps, panel = task / c->taps % all, group = task / c->taps / all;
-        const int64_t width = panel_vectors(p->columns, panel) * VL, columns = MIN(width, p->columns - panel * PANEL);
-        const float *from = partials + (group * all + panel) * panel_floats + tap * p->len * width;
-        float *to = p->dw + group * p->w_group + tap * p->w_tap + panel * PANEL * p->w_column;
-        int64_t inner = 0;
-        for (int64_t l = 0; l < p->len; l++, from += width) {
-            for (int64_t j = 0; j < columns; j += VL) {
-                const int64_t n = MIN(VL, columns - j);
-                vec sum = load(from + j);
-                for (int64_t z = 1; z < c->slices; z++)
-                    sum = sum + load(from + z * c->partial + j);
-                float *w = to + inner * p->w_inner + j * p->w_column;
-                if (p->w_column == 1)
-                    store_n(w, sum, n);
-                else
-                    for (int64_t k = 0; k < n; k++)
-                        w[k * p->w_column] = sum[k];
-            }
-            if (++inner == p->inner) {
-                inner = 0;
-                to += p->w_outer;
-            }
+    for (int64_t row = 0; row < p->groups * c->taps * p->len; row++) {
+        const int64_t l = row % p->len, tap = row / p->len % c->taps, group = row / p->len / c->taps;
+        const float *from = partials + row * c->row;
+        float *to = p->dw + group * p->w_group + tap * p->w_tap + l / p->inner * p->w_outer + l % p->inner * p->w_inner;
+        for (int64_t j = 0; j < p->columns; j += VL) {
+            const int64_t n = MIN(VL, p->columns - j);
+            vec sum = load(from + j);
+            for (int64_t z = 1; z < c->slices; z++)
+                sum = sum + load(from + z * c->partial + j);
+            if (p->w_column == 1)
+                store_n(to + j, sum, n);
+            else
+                for (int64_t k = 0; k < n; k++)
+                    to[(j + k) * p->w_column] = sum[k];
         }
     }
 }
@@ -212,28 +335,30 @@ static void sum_partials(const outer *p, const outer_cut *c, const float *partia
 static void outer_run(const outer *p, void *workspace)
 {
     const outer_cut c = cut_outer(p);
-    const int64_t all = panels(p->columns), panel_floats = c.taps * p->len * PANEL;
-    float *partials = workspace;
-    outer_share s = { .p = p, .taps = c.taps, .l_blocks = c.l_blocks };
-    s.copy = partials + c.slices * c.partial + omp_get_thread_num() * c.rows * c.width * PANEL;
+    const int64_t all = panels(p->columns);
+    float *partials = workspace, *own = partials + (c.direct ? 0 : c.slices * c.partial);
+    own += omp_get_thread_num() * (c.box + dy_floats(&c));
+    outer_share s = { .p = p, .c = &c, .box = own, .dy = own + c.box };
+    s.out_tap = c.direct ? p->w_tap : p->len * c.row;
+    s.out_row = c.direct ? p->w_inner : c.row;
+    const int64_t tasks = c.slices * p->groups * c.parts;
+    const int64_t panel_parts = MIN(all, ceil_div(TASKS_A_THREAD * omp_get_num_threads(), tasks));
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < c.slices * p->groups * all * c.l_parts; task++) {
-        const int64_t part = task % c.l_parts, slice = task / c.l_parts / all / p->groups;
-        s.panel = task / c.l_parts % all;
-        s.group = task / c.l_parts / all % p->groups;
-        s.first_block = part_start(c.l_blocks, part, c.l_parts);
-        s.last_block = part_start(c.l_blocks, part + 1, c.l_parts);
-        s.partial = partials + slice * c.partial + (s.group * all + s.panel) * panel_floats;
-        clear_share(&s);
-        const int64_t end = part_start(c.chunks, slice + 1, c.slices);
-        for (int64_t chunk = part_start(c.chunks, slice, c.slices); chunk < end; chunk++) {
-            s.n = chunk / (c.down * c.across);
-            s.oh0 = chunk / c.across % c.down * c.rows;
-            s.oh1 = MIN(p->v.out, s.oh0 + c.rows);
-            s.ow0 = chunk % c.across * c.width;
-            s.ow1 = MIN(p->h.out, s.ow0 + c.width);
-            add_chunk(&s);
+    for (int64_t task = 0; task < tasks * panel_parts; task++) {
+        const int64_t panel_part = task % panel_parts, part = task / panel_parts % c.parts;
+        const int64_t slice = task / panel_parts / c.parts / p->groups;
+        s.group = task / panel_parts / c.parts % p->groups;
+        s.first_panel = part_start(all, panel_part, panel_parts);
+        s.last_panel = part_start(all, panel_part + 1, panel_parts);
+        s.first_block = part_start(c.blocks, part, c.parts);
+        s.last_block = part_start(c.blocks, part + 1, c.parts);
+        s.out = c.direct ? p->dw + s.group * p->w_group : partials + slice * c.partial + s.group * c.taps * s.out_tap;
+        const int64_t first = part_start(c.chunks, slice, c.slices), end = part_start(c.chunks, slice + 1, c.slices);
+        for (int64_t chunk = first; chunk < end; chunk++) {
+            s.adds = chunk > first;
+            add_chunk(&s, chunk);
         }
     }
-    sum_partials(p, &c, partials);
+    if (!c.direct)
+        sum_partials(p, &c, partials);
 }
