@@ -6,6 +6,7 @@
 #include "product.h"
 #include "outer.h"
 #include "gemm.h"
+#include "few_channels.h"
 #include "conv2d.h"
 #include "winograd.h"
 #include "winograd_weights.h"

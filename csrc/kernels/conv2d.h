@@ -109,8 +109,17 @@ static product backward_data_product(const pycnn_conv2d *d)
     };
 }
 
+/* Backward-data whose product would leave lanes of a panel empty, or have too few sums in a tile of one vector to
+ * hide their latency: few_channels.h fills its vectors with pixels. */
+static int has_few_channels(const pycnn_conv2d *d)
+{
+    return d->groups == 1 && d->c < (TILE_ROWS < 8 ? PANEL : VL);
+}
+
 static int64_t conv2d_backward_data_workspace(const void *desc, int64_t threads)
 {
+    if (has_few_channels(desc))
+        return spread_workspace(desc, threads);
     const product p = backward_data_product(desc);
     return product_workspace(&p, threads);
 }
@@ -118,6 +127,11 @@ static int64_t conv2d_backward_data_workspace(const void *desc, int64_t threads)
 /* dx, dy, w */
 static void conv2d_backward_data(const void *desc, void *const *args)
 {
+    if (has_few_channels(desc)) {
+        const axis h = reversed(horizontal(desc));
+        spread_run(desc, &h, args[0], args[1], args[2], args[3]);
+        return;
+    }
     product p = backward_data_product(desc);
     p.out = args[0];
     p.in = args[1];
