@@ -1,11 +1,12 @@
-/* The machine's peak: TILE_ROWS x 2 independent multiply-adds in registers, no memory. */
+/* The machine's peak: TILE_ROWS x 2 independent multiply-adds in registers, no memory. They start from numbers
+ * that the compiler does not know: it would see that one which starts at 1 stays there, and leave it out. */
 
 static double fma_loop(int64_t iterations)
 {
     vec acc[TILE_ROWS][2], a = splat(0.999f), b = splat(1e-3f);
     UNROLL for (int i = 0; i < TILE_ROWS; i++)
         UNROLL for (int j = 0; j < 2; j++)
-            acc[i][j] = splat((float)(2 * i + j));
+            acc[i][j] = splat((float)(iterations + 2 * i + j));
     for (int64_t n = 0; n < iterations; n++)
         UNROLL for (int i = 0; i < TILE_ROWS; i++)
             UNROLL for (int j = 0; j < 2; j++)
