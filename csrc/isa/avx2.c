@@ -16,8 +16,26 @@
 /* The first n of eight lanes: lane numbers below n. */
 #define LANES_BELOW(n) _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 #define LOAD_PART(p, n) ((vec)_mm256_maskload_ps(p, LANES_BELOW(n)))
-#define STORE_PART(p, v, n) _mm256_maskstore_ps(p, LANES_BELOW(n), (__m256)(v))
+#define STORE_PART(p, v, n) store_lanes(p, (__m256)(v), n)
 #define VEC_MAX(a, b) ((vec)_mm256_max_ps((__m256)(a), (__m256)(b)))
+
+/* By halves: a masked store is many times slower on some processors. */
+static inline void store_lanes(float *p, __m256 v, int64_t n)
+{
+    __m128 part = _mm256_castps256_ps128(v);
+    if (n & 4) {
+        _mm_storeu_ps(p, part);
+        part = _mm256_extractf128_ps(v, 1);
+        p += 4;
+    }
+    if (n & 2) {
+        _mm_storel_pi((__m64 *)p, part);
+        part = _mm_movehl_ps(part, part);
+        p += 2;
+    }
+    if (n & 1)
+        _mm_store_ss(p, part);
+}
 
 #include "../kernels/all.h"
 

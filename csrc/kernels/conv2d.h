@@ -35,12 +35,12 @@ static const float *pad_images(const pycnn_conv2d *d, const float *x, float *to)
         const int64_t n = row / rows, ih = row % rows - d->pad_top;
         float *out = to + row * width;
         if (ih < 0 || ih >= d->h) {
-            memset(out, 0, sizeof(float) * (size_t)width);
+            clear_floats(out, width);
             continue;
         }
-        memset(out, 0, sizeof(float) * (size_t)left);
-        memcpy(out + left, x + (n * d->h + ih) * inner, sizeof(float) * (size_t)inner);
-        memset(out + left + inner, 0, sizeof(float) * (size_t)(width - left - inner));
+        clear_floats(out, left);
+        copy_floats(out + left, x + (n * d->h + ih) * inner, inner);
+        clear_floats(out + left + inner, width - left - inner);
     }
     return to;
 }

@@ -8,13 +8,14 @@
  * divides: the taps that do are the same for all o of one remainder (phase) modulo the stride, so the outputs
  * are made phase by phase and no product with an inserted zero is ever done (the sub-pixel decomposition).
  *
- *     pack w into panels [group][panel][tap][l][2 vectors]                          shared, once a call
+ *     pack w into panels [group][chunk][panel][tap][l][2 vectors]                   shared, once a call
  *     for each phase, group, block of pixel tiles, group of panels:                 shared among threads
  *         find the rows of each tile and tap
  *         for each chunk of l:                                                      restarts the running sums
  *             for each panel, for each tile: the micro-kernel                       panel in L2, rows in L1
  *
- * Every output is made by one task in a fixed order, so its bits do not depend on the threads. */
+ * Where few tiles would read a panel, w is read where it lies. Every output is made by one task in a fixed order,
+ * so its bits do not depend on the threads. */
 
 typedef struct { int64_t in, out, taps, stride, dilation, pad; int backward; } axis;
 
@@ -32,8 +33,8 @@ typedef struct {
     float alpha, beta;
 } product;
 
-enum { BLOCK_TILES = 8, COPIED_TILES = 16, GROUP_PANELS = 8, PACK_STRIP = 16, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
-enum { CHUNK = 512, TASKS_A_THREAD = 4 };
+enum { BLOCK_TILES = 8, COPIED_TILES = 16, PACK_STRIP = 16, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
+enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TILES_IN_PLACE = 2 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
 INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - panel * PANEL > VL ? 2 : 1; }
@@ -42,11 +43,28 @@ INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - pane
 INLINE int64_t chunk_length(int64_t taps) { return MIN(CHUNK, MAX(16, 576 / taps / 16 * 16)); }
 INLINE int64_t product_taps(const product *p) { return p->v.taps * p->h.taps; }
 
-/* With one tap the rows are copied side by side: rows a power of two apart would share few cache sets. */
-INLINE int copies_rows(const product *p) { return product_taps(p) == 1 && (p->in_channel != 1 || p->in_pixel >= 512); }
+/* Rows whose channels lie apart are copied side by side; so are rows that would fall into so few sets of a cache
+ * that those of a tall tile drive each other out. */
+INLINE int copies_rows(const product *p)
+{
+    return product_taps(p) == 1 && (p->in_channel != 1 || (TILE_ROWS > 8 && p->in_pixel % 256 == 0));
+}
 INLINE int64_t block_tiles(const product *p)
 {
     return copies_rows(p) ? COPIED_TILES : MAX(1, MIN(BLOCK_TILES, 128 / product_taps(p)));
+}
+
+/* Whether w is read where it lies, but for a last panel that is not full: packing would cost more than it saves. */
+INLINE int reads_in_place(const product *p)
+{
+    const int64_t pixels = p->images * p->v.out * p->h.out;
+    return p->w_column == 1 && p->inner >= p->len && pixels <= TILES_IN_PLACE * TILE_ROWS;
+}
+INLINE int64_t first_packed_panel(const product *p) { return reads_in_place(p) ? p->columns / PANEL : 0; }
+
+INLINE int reads_padding(const axis *a)
+{
+    return a->backward || a->pad > 0 || (a->out - 1) * a->stride + (a->taps - 1) * a->dilation >= a->in;
 }
 
 typedef struct {
@@ -85,41 +103,56 @@ INLINE int64_t panel_offset(const product *p, int64_t l0, int64_t panel)
 /* What one task packs: some panels of a group, l0..l1 of the chunk of l that starts at `chunk`. */
 typedef struct { int64_t group, first_panel, last_panel, chunk, l0, l1; } strip;
 
-/* Where the strip's panel begins in `packed`, and its columns. */
+/* Where (tap 0, l0) of the strip's panel belongs, and the floats from one l to the next. */
 INLINE float *packed_panel(const product *p, const strip *s, int64_t panel, float *packed, int64_t *width)
 {
     *width = panel_vectors(p->columns, panel) * VL;
-    return packed + panel_offset(p, s->chunk, panel) - s->chunk * *width;
+    return packed + panel_offset(p, s->chunk, panel) + (s->l0 - s->chunk) * *width;
 }
 
 /* Columns that lie next to each other: along a row of w, so that whole cache lines are read one after another. */
 static void pack_rows(const product *p, const strip *s, const float *const *rows, int64_t len, float *packed)
 {
-    for (int64_t t = 0; t < product_taps(p); t++)
-        for (int64_t l = s->l0; l < s->l1; l++)
-            for (int64_t panel = s->first_panel; panel < s->last_panel; panel++) {
-                int64_t width;
-                float *to = packed_panel(p, s, panel, packed, &width) + (t * len + l) * width;
-                const float *from = rows[l - s->l0] + t * p->w_tap + panel * PANEL;
-                const int64_t columns = p->columns - panel * PANEL;
-                for (int64_t j = 0; j < width; j += VL)
-                    store(to + j, columns > j ? load_n(from + j, columns - j) : splat(0));
+    const int64_t taps = product_taps(p), full = MIN(s->last_panel, p->columns / PANEL);
+    int64_t width;
+    for (int64_t t = 0; t < taps; t++)
+        for (int64_t l = s->l0; l < s->l1; l++) {
+            const float *from = rows[l - s->l0] + t * p->w_tap;
+            float *to = packed + panel_offset(p, s->chunk, s->first_panel) + (t * len + l - s->chunk) * PANEL;
+            for (int64_t panel = s->first_panel; panel < full; panel++, to += taps * len * PANEL) {
+                store(to, load(from + panel * PANEL));
+                store(to + VL, load(from + panel * PANEL + VL));
             }
+            if (full == s->last_panel)
+                continue;
+            to = packed_panel(p, s, full, packed, &width) + (t * len + l - s->l0) * width;
+            const int64_t columns = p->columns - full * PANEL;
+            for (int64_t j = 0; j < width; j += VL)
+                store(to + j, load_n(from + full * PANEL + j, columns - j));
+        }
 }
 
 /* Columns that lie apart, each with its taps or its l together. */
 static void pack_columns(const product *p, const strip *s, const float *const *rows, int64_t len, float *packed)
 {
-    const int64_t taps = product_taps(p);
+    const int64_t taps = product_taps(p), count = s->l1 - s->l0;
+    const int by_blocks = p->w_inner == 1 && count % 4 == 0 && rows[count - 1] == rows[0] + count - 1;
     for (int64_t panel = s->first_panel; panel < s->last_panel; panel++) {
         int64_t width;
         float *to = packed_panel(p, s, panel, packed, &width);
-        const int64_t columns = MIN(width, p->columns - panel * PANEL);
-        for (int64_t t = 0; columns < width && t < taps; t++)
-            memset(to + (t * len + s->l0) * width, 0, sizeof(float) * (size_t)((s->l1 - s->l0) * width));
-        for (int64_t k = 0; k < columns; k++)
-            for (int64_t l = s->l0; l < s->l1; l++) {
-                const float *from = rows[l - s->l0] + (panel * PANEL + k) * p->w_column;
+        const int64_t columns = MIN(width, p->columns - panel * PANEL), step = p->w_column;
+        const int64_t whole = by_blocks ? columns / 4 * 4 : 0;
+        for (int64_t t = 0; t < taps; t++) {
+            const float *from = rows[0] + t * p->w_tap + panel * PANEL * step;
+            if (columns < width)
+                memset(to + t * len * width, 0, sizeof(float) * (size_t)(count * width));
+            for (int64_t k = 0; k < whole; k += 4)
+                for (int64_t l = 0; l < count; l += 4)
+                    transpose_4x4(from + k * step + l, step, to + (t * len + l) * width + k, width);
+        }
+        for (int64_t k = whole; k < columns; k++)
+            for (int64_t l = 0; l < count; l++) {
+                const float *from = rows[l] + (panel * PANEL + k) * step;
                 for (int64_t t = 0; t < taps; t++)
                     to[(t * len + l) * width + k] = from[t * p->w_tap];
             }
@@ -137,18 +170,22 @@ static void pack_strip(const product *p, const strip *s, float *packed)
 
 static void pack_weights(const product *p, float *packed, float *zeros)
 {
-    const int64_t all = panels(p->columns), strips = ceil_div(p->len, PACK_STRIP), parts = ceil_div(all, PACK_PANELS);
-    const int64_t chunk = chunk_length(product_taps(p)), group_floats = all * product_taps(p) * p->len * PANEL;
+    const int64_t first = first_packed_panel(p), all = panels(p->columns), strips = ceil_div(p->len, PACK_STRIP);
+    const int64_t parts = ceil_div(all - first, PACK_PANELS), chunk = chunk_length(product_taps(p));
+    const int64_t group_floats = all * product_taps(p) * p->len * PANEL;
+    if (reads_padding(&p->v) || reads_padding(&p->h)) {
+#pragma omp single nowait
+        memset(zeros, 0, sizeof(float) * (size_t)p->len);
+    } else if (parts == 0)
+        return;
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < p->groups * parts * strips; task++) {
         const int64_t part = task / strips % parts, l0 = task % strips * PACK_STRIP;
-        const strip s = { .group = task / strips / parts, .first_panel = part_start(all, part, parts),
-                          .last_panel = part_start(all, part + 1, parts), .chunk = l0 / chunk * chunk, .l0 = l0,
-                          .l1 = MIN(p->len, l0 + PACK_STRIP) };
+        const strip s = { .group = task / strips / parts, .first_panel = first + part_start(all - first, part, parts),
+                          .last_panel = first + part_start(all - first, part + 1, parts), .chunk = l0 / chunk * chunk,
+                          .l0 = l0, .l1 = MIN(p->len, l0 + PACK_STRIP) };
         pack_strip(p, &s, packed + s.group * group_floats);
     }
-#pragma omp single
-    memset(zeros, 0, sizeof(float) * (size_t)p->len);
 }
 
 /* One phase of an axis: outputs first + i * step read position i * in_step + offset[j] under tap tap[j].
@@ -173,131 +210,176 @@ static phase axis_phase(const axis *a, int64_t first, int64_t *space)
     return f;
 }
 
-/* A task: some pixels of a phase, in tiles, by some panels of a group. */
+/* A task: some tiles of a phase's pixels by some panels of a group. */
 typedef struct {
     const product *p;
     phase v, h;
-    int64_t group, first_pixel, tiles, tile_rows, longer_tiles, first_panel, last_panel;
+    int64_t group, pixels, all_tiles, first_tile, tiles, first_panel, last_panel;
     const float *packed, *zeros;     /* the group's panels; what stands for padding */
     tile_tap *tables;
     float *rows;
 } block;
 
-INLINE int inside(int64_t position, int64_t size) { return position >= 0 && position < size; }
-/* The tiles of a block differ by at most one row. */
-INLINE int64_t tile_rows(const block *b, int64_t t) { return b->tile_rows + (t < b->longer_tiles); }
-INLINE int64_t tile_start(const block *b, int64_t t) { return t * b->tile_rows + MIN(t, b->longer_tiles); }
+typedef struct {
+    int64_t rows, taps;
+    tile_tap *tap;
+    float *y[TILE_ROWS];
+} block_tile;
 
-/* The pixels of a tile: their places in the input under offset 0 of both axes, and where `out` is written. */
+/* A pixel of a phase: image n, line v of it, place h in the line. */
+typedef struct { int64_t n, v, h; } place;
+
+/* The pixels of a tile: their places in the input under offset 0 of both axes. Those past its rows repeat one. */
 typedef struct {
     const float *corner[TILE_ROWS];
     int64_t row[TILE_ROWS], column[TILE_ROWS];
 } tile_pixels;
 
-static void find_pixels(const block *b, int64_t first, int64_t rows, tile_pixels *px, float **y)
+INLINE int inside(int64_t position, int64_t size) { return position >= 0 && position < size; }
+
+/* The next pixels from `at`, which moves behind them, and where `out` is written. */
+static void find_pixels(const block *b, place *at, int64_t rows, tile_pixels *px, float **y)
 {
     const product *p = b->p;
     const int64_t in_step = b->h.in_step, width = b->h.count;
     const int64_t corner_step = in_step * p->in_pixel, y_step = b->h.step * p->out_pixel;
-    const int64_t line = first / width;
-    int64_t ow = first % width, n = line / b->v.count, oh = line % b->v.count;
-    for (int64_t i = 0; i < rows; ow = 0) { /* the part of an image's line that the tile holds */
-        const int64_t row = oh * b->v.in_step, end = MIN(rows, i + width - ow);
-        int64_t column = ow * in_step;
-        const float *corner = p->in + ((n * p->v.in + row) * p->h.in + column) * p->in_pixel +
+    for (int64_t i = 0; i < rows;) { /* the part of an image's line that the tile holds */
+        const int64_t row = at->v * b->v.in_step, end = MIN(rows, i + width - at->h);
+        int64_t column = at->h * in_step;
+        const float *corner = p->in + ((at->n * p->v.in + row) * p->h.in + column) * p->in_pixel +
                               b->group * p->len * p->in_channel;
-        float *out = p->out + b->group * p->columns +
-                     ((n * p->v.out + b->v.first + oh * b->v.step) * p->h.out + b->h.first + ow * b->h.step) * p->out_pixel;
+        float *out = p->out + b->group * p->columns + ((at->n * p->v.out + b->v.first + at->v * b->v.step) * p->h.out +
+                                                       b->h.first + at->h * b->h.step) * p->out_pixel;
+        at->h += end - i;
         for (; i < end; i++, column += in_step, corner += corner_step, out += y_step) {
             px->row[i] = row;
             px->column[i] = column;
             px->corner[i] = corner;
             y[i] = out;
         }
-        if (++oh == b->v.count) {
-            oh = 0;
-            n++;
+        if (at->h == width) {
+            at->h = 0;
+            if (++at->v == b->v.count) {
+                at->v = 0;
+                at->n++;
+            }
         }
+    }
+    for (int64_t i = rows; i < TILE_ROWS; i++)
+        px->corner[i] = px->corner[0];
+}
+
+/* The rows of a tile under each tap; returns the number of taps. */
+static int64_t find_rows_inside(const block *b, const tile_pixels *px, tile_tap *to)
+{
+    const product *p = b->p;
+    for (int64_t r = 0; r < b->v.taps; r++)
+        for (int64_t s = 0; s < b->h.taps; s++, to++) {
+            const int64_t offset = (b->v.offset[r] * p->h.in + b->h.offset[s]) * p->in_pixel;
+            to->tap = b->v.tap[r] * p->h.taps + b->h.tap[s];
+            UNROLL for (int i = 0; i < TILE_ROWS; i++)
+                to->x[i] = px->corner[i] + offset;
+        }
+    return b->v.taps * b->h.taps;
+}
+
+/* Where some positions are padding; taps that are nothing else are left out. */
+static int64_t find_rows_or_padding(const block *b, const tile_pixels *px, int64_t rows, tile_tap *to)
+{
+    const product *p = b->p;
+    int64_t taps = 0;
+    for (int64_t r = 0; r < b->v.taps; r++)
+        for (int64_t s = 0; s < b->h.taps; s++) {
+            const int64_t v = b->v.offset[r], h = b->h.offset[s], offset = (v * p->h.in + h) * p->in_pixel;
+            int any = 0;
+            for (int64_t i = 0; i < rows; i++) {
+                const int valid = inside(px->row[i] + v, p->v.in) && inside(px->column[i] + h, p->h.in);
+                to[taps].x[i] = valid ? px->corner[i] + offset : b->zeros;
+                any |= valid;
+            }
+            to[taps].tap = b->v.tap[r] * p->h.taps + b->h.tap[s];
+            taps += any;
+        }
+    return taps;
+}
+
+static void find_tiles(const block *b, block_tile *tiles)
+{
+    const int64_t taps = product_taps(b->p), line = b->h.count, image = b->v.count * line;
+    const int64_t first = part_start(b->pixels, b->first_tile, b->all_tiles);
+    const int64_t rows = b->pixels / b->all_tiles, longer = b->pixels % b->all_tiles;
+    place at = { first / image, first % image / line, first % line };
+    tile_pixels px;
+    for (int64_t t = 0; t < b->tiles; t++) {
+        tiles[t].rows = rows + (b->first_tile + t < longer);
+        tiles[t].tap = b->tables + t * taps;
+        find_pixels(b, &at, tiles[t].rows, &px, tiles[t].y);
+        tiles[t].taps = b->v.inside && b->h.inside ? find_rows_inside(b, &px, tiles[t].tap)
+                                                   : find_rows_or_padding(b, &px, tiles[t].rows, tiles[t].tap);
     }
 }
 
-/* Fills the table of tile t, taps that are all padding left out, and where its rows of `out` begin; returns
- * the number of taps. */
-static int64_t find_rows(const block *b, int64_t t, tile_tap *table, float **y)
-{
-    const product *p = b->p;
-    const int64_t rows = tile_rows(b, t), v_in = p->v.in, h_in = p->h.in;
-    const float *zeros = b->zeros;
-    int64_t used = 0;
-    tile_pixels px;
-    find_pixels(b, b->first_pixel + tile_start(b, t), rows, &px, y);
-    for (int64_t r = 0; r < b->v.taps; r++)
-        for (int64_t s = 0; s < b->h.taps; s++) {
-            const int64_t v = b->v.offset[r], h = b->h.offset[s], offset = (v * h_in + h) * p->in_pixel;
-            int any = b->v.inside && b->h.inside;
-            if (any)
-                for (int64_t i = 0; i < rows; i++)
-                    table[used].x[i] = px.corner[i] + offset;
-            else
-                for (int64_t i = 0; i < rows; i++) {
-                    const int valid = inside(px.row[i] + v, v_in) && inside(px.column[i] + h, h_in);
-                    table[used].x[i] = valid ? px.corner[i] + offset : zeros;
-                    any |= valid;
-                }
-            table[used].tap = b->v.tap[r] * p->h.taps + b->h.tap[s];
-            used += any;
-        }
-    return used;
-}
-
-/* Copies l0..l1 of a tile's rows side by side, to where the copy's one tap then points. */
-static void copy_rows(const block *b, const tile_tap *tap, int64_t rows, int64_t l0, int64_t l1, tile_tap *copy)
+/* Copies l0..l1 of the rows of tile t side by side, to where the copy's one tap then points. */
+static void copy_rows(const block *b, const block_tile *tile, int64_t t, int64_t l0, int64_t l1, tile_tap *copy)
 {
     const int64_t step = b->p->in_channel;
-    for (int64_t i = 0; i < rows; i++) {
-        float *to = (float *)copy->x[i];
-        if (tap->x[i] == b->zeros)
+    copy->tap = 0;
+    for (int64_t i = 0; i < tile->rows; i++) {
+        float *to = b->rows + (t * TILE_ROWS + i) * (chunk_length(1) + ROW_GAP);
+        const float *from = tile->tap->x[i];
+        copy->x[i] = to;
+        if (from == b->zeros)
             memset(to, 0, sizeof(float) * (size_t)(l1 - l0));
         else if (step == 1)
-            memcpy(to, tap->x[i] + l0, sizeof(float) * (size_t)(l1 - l0));
+            memcpy(to, from + l0, sizeof(float) * (size_t)(l1 - l0));
         else
             for (int64_t l = l0; l < l1; l++)
-                to[l - l0] = tap->x[i][l * step];
+                to[l - l0] = from[l * step];
+    }
+}
+
+/* One panel of one chunk of l, by all tiles. */
+static void run_panel(const block *b, const block_tile *tiles, const tile_tap *copied, int64_t panel, int64_t l0,
+                      int64_t len)
+{
+    const product *p = b->p;
+    const int vectors = panel_vectors(p->columns, panel), packed = panel >= first_packed_panel(p);
+    const float *bias = p->bias && l0 == 0 ? p->bias + b->group * p->columns + panel * PANEL : NULL;
+    const float *w = packed ? b->packed + panel_offset(p, l0, panel)
+                            : p->w + b->group * p->w_group + l0 * p->w_inner + panel * PANEL;
+    tile_range range = { .first = l0, .len = len, .w_tap = len * vectors * VL, .w_row = vectors * VL,
+                         .ahead = TILE_ROWS * b->h.in_step * p->in_pixel * (int64_t)sizeof(float) };
+    if (!packed) {
+        range.w_tap = p->w_tap;
+        range.w_row = p->w_inner;
+    }
+    if (copied) {
+        range.first = 0;
+        range.ahead = TILE_ROWS * (chunk_length(1) + ROW_GAP) * (int64_t)sizeof(float);
+    }
+    for (int64_t t = 0; t < b->tiles; t++) {
+        const tile_store out = { tiles[t].y, panel * PANEL, MIN(PANEL, p->columns - panel * PANEL), bias, p->alpha,
+                                 l0 ? 1 : p->beta };
+        tile_functions[vectors - 1][tiles[t].rows - 1](tiles[t].taps, copied ? copied + t : tiles[t].tap, w, &range,
+                                                       &out);
     }
 }
 
 static void run_block(const block *b)
 {
     const product *p = b->p;
-    const int64_t taps = product_taps(p), chunk = chunk_length(taps);
+    const int64_t chunk = chunk_length(product_taps(p));
     const int copies = copies_rows(p);
-    int64_t used[COPIED_TILES];
-    float *y[COPIED_TILES][TILE_ROWS];
-    tile_tap copied[COPIED_TILES] = { 0 };
-    for (int64_t t = 0; t < b->tiles; t++) {
-        used[t] = find_rows(b, t, b->tables + t * taps, y[t]);
-        for (int64_t i = 0; copies && i < TILE_ROWS; i++)
-            copied[t].x[i] = b->rows + (t * TILE_ROWS + i) * (chunk + ROW_GAP);
-    }
+    block_tile tiles[COPIED_TILES];
+    tile_tap copied[COPIED_TILES];
+    find_tiles(b, tiles);
     for (int64_t l0 = 0; l0 < p->len; l0 += chunk) {
-        const tile_range range = { copies ? 0 : l0, MIN(chunk, p->len - l0) };
+        const int64_t len = MIN(chunk, p->len - l0);
         for (int64_t t = 0; copies && t < b->tiles; t++)
-            if (used[t])
-                copy_rows(b, b->tables + t, tile_rows(b, t), l0, l0 + range.len, copied + t);
-        for (int64_t panel = b->first_panel; panel < b->last_panel; panel++) {
-            const tile_function *functions = tile_functions[panel_vectors(p->columns, panel) - 1];
-            for (int64_t t = 0; t < b->tiles; t++) {
-                float *to[TILE_ROWS];
-                const int64_t rows = tile_rows(b, t);
-                for (int64_t i = 0; i < rows; i++)
-                    to[i] = y[t][i] + panel * PANEL;
-                const float *bias = p->bias ? p->bias + b->group * p->columns + panel * PANEL : NULL;
-                const tile_store out = { to, MIN(PANEL, p->columns - panel * PANEL), l0 ? NULL : bias, p->alpha,
-                                         l0 ? 1 : p->beta };
-                functions[rows - 1](used[t], copies ? copied + t : b->tables + t * taps,
-                                    b->packed + panel_offset(p, l0, panel), &range, &out);
-            }
-        }
+            if (tiles[t].taps)
+                copy_rows(b, &tiles[t], t, l0, l0 + len, copied + t);
+        for (int64_t panel = b->first_panel; panel < b->last_panel; panel++)
+            run_panel(b, tiles, copies ? copied : NULL, panel, l0, len);
     }
 }
 
@@ -305,25 +387,23 @@ static void run_block(const block *b)
 static void run_phase(block b, float *packed)
 {
     const product *p = b.p;
-    const int64_t pixels = p->images * b.v.count * b.h.count, all = panels(p->columns);
-    const int64_t pixels_at_once = block_tiles(p) * TILE_ROWS, blocks = ceil_div(pixels, pixels_at_once);
-    if (pixels == 0)
+    b.pixels = p->images * b.v.count * b.h.count;
+    b.all_tiles = ceil_div(b.pixels, TILE_ROWS);
+    if (b.pixels == 0)
         return;
+    const int64_t all = panels(p->columns), blocks = ceil_div(b.all_tiles, block_tiles(p));
     const int64_t wanted = ceil_div(TASKS_A_THREAD * omp_get_num_threads(), blocks * p->groups);
-    const int64_t most = copies_rows(p) ? all : GROUP_PANELS;
+    const int64_t taps = product_taps(p), panel_floats = taps * p->len * PANEL;
+    const int64_t most = copies_rows(p) ? all : MAX(1, GROUP_FLOATS / (taps * MIN(chunk_length(taps), p->len) * PANEL));
     const int64_t panel_groups = MIN(all, MAX(wanted, ceil_div(all, most)));
-    const int64_t panel_floats = product_taps(p) * p->len * PANEL;
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t task = 0; task < p->groups * blocks * panel_groups; task++) {
         const int64_t part = task % panel_groups, place = task / panel_groups % blocks;
         b.group = task / panel_groups / blocks;
         b.first_panel = part_start(all, part, panel_groups);
         b.last_panel = part_start(all, part + 1, panel_groups);
-        b.first_pixel = part_start(pixels, place, blocks);
-        const int64_t count = part_start(pixels, place + 1, blocks) - b.first_pixel;
-        b.tiles = ceil_div(count, TILE_ROWS);
-        b.tile_rows = count / b.tiles;
-        b.longer_tiles = count % b.tiles;
+        b.first_tile = part_start(b.all_tiles, place, blocks);
+        b.tiles = part_start(b.all_tiles, place + 1, blocks) - b.first_tile;
         b.packed = packed + b.group * all * panel_floats;
         run_block(&b);
     }

@@ -8,21 +8,25 @@
  * one float of each row; rows x vectors accumulators stay in registers. */
 
 typedef struct {
-    int64_t tap;         /* its number, which tells its rows of a panel of weights */
+    int64_t tap;         /* its number, which tells its part of a panel of weights */
     const float *x[TILE_ROWS];
 } tile_tap;
 
-/* The part of l that a call sums over: x[tap][i][first + l] times row tap * len + l of the panel. */
-typedef struct { int64_t first, len; } tile_range;
+/* The part of l that a call sums over: x[tap][i][first + l] times w[tap * w_tap + l * w_row + j]. */
+typedef struct {
+    int64_t first, len, w_tap, w_row;
+    int64_t ahead;       /* bytes from a tile's rows to those of the next tile, which are fetched meanwhile */
+} tile_range;
 
 typedef struct {
-    float *const *y;     /* the first column of each row */
+    float *const *y;     /* where each row begins */
+    int64_t first;       /* its first column here */
     int64_t columns;     /* how many of the vectors' lanes are stored */
     const float *bias;   /* NULL: none */
     float alpha, old;    /* old 0: y is not read */
 } tile_store;
 
-typedef void (*tile_function)(int64_t taps, const tile_tap *tap, const float *panel, const tile_range *range,
+typedef void (*tile_function)(int64_t taps, const tile_tap *tap, const float *w, const tile_range *range,
                               const tile_store *out);
 
 /* All rows of y are read before the first is written: rows 4096 bytes apart would otherwise wait for stores that
@@ -31,7 +35,9 @@ INLINE void tile_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2]
 {
     const float alpha = out->alpha, old = out->old, *bias = out->bias;
     const int64_t columns = out->columns;
-    float *const *y = out->y;
+    float *y[TILE_ROWS];
+    UNROLL for (int i = 0; i < rows; i++)
+        y[i] = out->y[i] + out->first;
     UNROLL for (int j = 0; j < vectors; j++) {
         const int64_t n = columns - j * VL;
         const vec shift = bias ? load_n(bias + j * VL, n) : splat(0);
@@ -46,26 +52,27 @@ INLINE void tile_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2]
             store_n(y[i] + j * VL, acc[i][j], columns - j * VL);
 }
 
-INLINE void tile(const int rows, const int vectors, int64_t taps, const tile_tap *tap, const float *panel,
+INLINE void tile(const int rows, const int vectors, int64_t taps, const tile_tap *tap, const float *w,
                  const tile_range *range, const tile_store *out)
 {
-    const int64_t len = range->len;
+    const int64_t len = range->len, w_row = range->w_row;
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
-            __builtin_prefetch(out->y[i] + j * VL, 1);
+            __builtin_prefetch(out->y[i] + out->first + j * VL, 1);
     vec acc[TILE_ROWS][2];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             acc[i][j] = (vec){ 0 };
     for (; taps > 0; taps--, tap++) {
-        const float *w = panel + tap->tap * len * vectors * VL;
-        const float *x[TILE_ROWS];
+        const float *row = w + tap->tap * range->w_tap, *x[TILE_ROWS];
         UNROLL for (int i = 0; i < rows; i++)
             x[i] = tap->x[i] + range->first;
-        for (int64_t l = 0; l < len; l++, w += vectors * VL) {
+        uintptr_t next = (uintptr_t)x[0] + (uintptr_t)range->ahead; /* a number: it may lie outside of the array */
+        for (int64_t l = 0; l < len; l++, row += w_row, next += rows * sizeof(float)) {
             vec b[2];
+            __builtin_prefetch((const void *)next);
             UNROLL for (int j = 0; j < vectors; j++)
-                b[j] = load(w + j * VL);
+                b[j] = load(row + j * VL);
             UNROLL for (int i = 0; i < rows; i++) {
                 vec a = splat(x[i][l]);
                 UNROLL for (int j = 0; j < vectors; j++)
@@ -84,10 +91,10 @@ INLINE void tile(const int rows, const int vectors, int64_t taps, const tile_tap
 #define TILE_SIZES(T) TILE_SIZES_(TILE_ROWS, T)
 
 #define TILE_FUNCTION(rows, vectors)                                                                          \
-    static void tile_##rows##x##vectors(int64_t taps, const tile_tap *tap, const float *panel,                \
+    static void tile_##rows##x##vectors(int64_t taps, const tile_tap *tap, const float *w,                    \
                                         const tile_range *range, const tile_store *out)                       \
     {                                                                                                         \
-        tile(rows, vectors, taps, tap, panel, range, out);                                                    \
+        tile(rows, vectors, taps, tap, w, range, out);                                                        \
     }
 #define TILE_FUNCTIONS(rows) TILE_FUNCTION(rows, 1) TILE_FUNCTION(rows, 2)
 TILE_SIZES(TILE_FUNCTIONS)

@@ -53,6 +53,18 @@ INLINE void store_n(float *p, vec v, int64_t n)
 INLINE ivec load_int_n(const int32_t *p, int64_t n) { return (ivec)load_n((const float *)p, n); }
 INLINE void store_int_n(int32_t *p, ivec v, int64_t n) { store_n((float *)p, (vec)v, n); }
 
+/* For short runs, where a call of memcpy or memset costs more than the work. */
+INLINE void copy_floats(float *to, const float *from, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VL)
+        store_n(to + i, load_n(from + i, n - i), n - i);
+}
+INLINE void clear_floats(float *to, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VL)
+        store_n(to + i, splat(0), n - i);
+}
+
 /* Comparisons give lanes of all ones or all zeros. */
 INLINE vec where(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 INLINE ivec where_int(ivec mask, ivec a, ivec b) { return (mask & a) | (~mask & b); }
