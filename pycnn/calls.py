@@ -6,16 +6,26 @@ path is chosen for a shape.
 
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from pycnn import native, shapes
 from pycnn.plan import Buffer, PlanBuilder
 
 Optional = Buffer | None
 
-# What the transforms of Winograd's convolution cost, in multiply-adds a channel of a window, a filter of a patch,
-# and a filter's channel.
-WINDOW_COST, PATCH_COST, FILTER_COST = 220, 160, 140
+
+class WinogradCosts(NamedTuple):
+    """In multiply-adds, those of the direct sums being 1; measured, in round numbers."""
+
+    products: int  # of a patch, for each pair of channel and filter
+    channel: int  # of a patch, for each channel: its window is transformed
+    filter: int  # of a patch, for each filter: its outputs are transformed, or their gradients
+    weights: int  # for each pair of channel and filter
+
+
+WINOGRAD = WinogradCosts(36, 220, 160, 140)
+# Its gradients of the weights are moved through memory between the transforms and the products.
+WINOGRAD_WEIGHTS = WinogradCosts(60, 700, 700, 800)
 
 # Strides of convolution weights in floats, as the C descriptor wants them.
 Strides = dict[str, int]
@@ -41,19 +51,19 @@ def _whole(channels: int) -> int:
     return -(-channels // 8) * 8
 
 
-def _uses_winograd(g: shapes.Conv2D, images: int, height: int, width: int, inputs: int, outputs: int) -> bool:
-    """Whether Winograd's F(4x4, 3x3) is the cheaper way to (images, outputs, height, width) from `inputs` channels.
+def _uses_winograd(g: shapes.Conv2D, costs: WinogradCosts, height: int, width: int, inputs: int, outputs: int) -> bool:
+    """Whether Winograd's F(4x4, 3x3) is the cheaper way from `inputs` channels to (outputs, height, width).
 
-    Costs are multiply-adds, the transforms' counted by their instructions: a patch of 4x4 outputs takes 36 products
-    where the direct sum takes 9 an output; a window of 6x6 inputs, a patch of outputs and a filter are transformed.
+    Its patches of 4x4 outputs, of which the last of a row or column may hang over, are counted against the 9
+    multiply-adds an output of the direct sums.
     """
     kernel = (g.r, g.s, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups)
     if not native.config()["winograd"] or kernel != (3, 3, 1, 1, 1, 1, 1):
         return False
-    patches = images * -(-height // 4) * -(-width // 4)
+    patches = g.n * -(-height // 4) * -(-width // 4)
     c, k = _whole(inputs), _whole(outputs)
-    transforms = patches * (WINDOW_COST * c + PATCH_COST * k) + FILTER_COST * c * k
-    return 36 * patches * c * k + transforms < 9 * images * height * width * inputs * k
+    a_patch = costs.products * c * k + costs.channel * c + costs.filter * k
+    return patches * a_patch + costs.weights * c * k < 9 * g.n * height * width * inputs * outputs
 
 
 def _conv_work(g: shapes.Conv2D) -> int:
@@ -61,7 +71,7 @@ def _conv_work(g: shapes.Conv2D) -> int:
 
 
 def conv2d(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buffer, w: Buffer, bias: Optional) -> None:
-    if _uses_winograd(g, g.n, g.oh, g.ow, g.c, g.k):
+    if _uses_winograd(g, WINOGRAD, g.oh, g.ow, g.c, g.k):
         kernel = "winograd_conv2d"
     else:
         kernel = "depthwise" if _is_depthwise(g) else "conv2d"
@@ -69,7 +79,7 @@ def conv2d(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buf
 
 
 def conv2d_backward_data(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dy: Buffer, w: Buffer) -> None:
-    if _uses_winograd(g, g.n, g.h, g.w, g.k, g.c):
+    if _uses_winograd(g, WINOGRAD, g.h, g.w, g.k, g.c):
         kernel = "winograd_backward_data"
     else:
         kernel = "depthwise_backward_data" if _is_depthwise(g) else "conv2d_backward_data"
@@ -79,7 +89,7 @@ def conv2d_backward_data(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx:
 def conv2d_backward_weights(
     b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dw: Buffer, x: Buffer, dy: Buffer
 ) -> None:
-    if _uses_winograd(g, g.n, g.oh, g.ow, g.c, g.k):
+    if _uses_winograd(g, WINOGRAD_WEIGHTS, g.oh, g.ow, g.c, g.k):
         kernel = "winograd_backward_weights"
     else:
         kernel = "depthwise_backward_weights" if _is_depthwise(g) else "conv2d_backward_weights"

@@ -106,8 +106,14 @@ def kernels_of(x_shape, w_shape, **options):
 
 def test_the_rule_takes_dense_3x3_layers_of_stride_1():
     names = ["winograd_conv2d", "winograd_backward_data", "winograd_backward_weights"]
-    for c, size in ((64, 56), (128, 28), (256, 14), (512, 7), (32, 32), (16, 32)):
+    for c, size in ((64, 56), (128, 28), (256, 14), (512, 7), (32, 32)):
         assert kernels_of((8, c, size, size), (c, c, 3, 3)) == names, (c, size)
+
+
+def test_the_gradient_of_the_weights_has_a_rule_of_its_own():
+    """Of few channels, or few patches for many weights, direct sums are faster."""
+    for n, c, size in ((8, 16, 32), (1, 512, 7)):
+        assert kernels_of((n, c, size, size), (c, c, 3, 3))[2] == "conv2d_backward_weights", (n, c, size)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +125,7 @@ def test_the_rule_takes_dense_3x3_layers_of_stride_1():
         ((8, 64, 56, 56), (64, 32, 3, 3), {"groups": 2}),
         ((8, 64, 56, 56), (64, 64, 3, 1), {}),
         ((8, 64, 56, 56), (64, 64, 5, 5), {}),
+        ((64, 3, 32, 32), (32, 3, 3, 3), {}),
         ((64, 1, 8, 8), (4, 1, 3, 3), {}),
         ((8, 64, 1, 1), (64, 64, 3, 3), {}),
     ],

@@ -30,6 +30,19 @@ INLINE void transpose_4x4(const float *from, int64_t from_row, float *to, int64_
     store_four(to + 3 * to_row, SHUFFLE(ab_high, cd_high, 2, 3, 6, 7));
 }
 
+/* to[j][i] = from[i][j] for i < rows, j < columns. */
+static void transpose_matrix(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
+                             int64_t columns)
+{
+    const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+    for (int64_t j = 0; j < whole_columns; j += 4)
+        for (int64_t i = 0; i < whole_rows; i += 4)
+            transpose_4x4(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+    for (int64_t j = 0; j < columns; j++)
+        for (int64_t i = j < whole_columns ? whole_rows : 0; i < rows; i++)
+            to[j * to_row + i] = from[i * from_row + j];
+}
+
 static void transpose(const void *desc, void *const *args)
 {
     const pycnn_transpose *d = desc;

@@ -178,19 +178,6 @@ static void transform_patch(const winograd *p, const float *in, const float *zer
 
 /* ---- u, weights in panels of columns: [e][l][vectors] */
 
-/* to[j][i] = from[i][j] for i < rows, j < columns. */
-static void transpose_block(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
-                            int64_t columns)
-{
-    const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
-    for (int64_t j = 0; j < whole_columns; j += 4)
-        for (int64_t i = 0; i < whole_rows; i += 4)
-            transpose_4x4(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
-    for (int64_t j = 0; j < columns; j++)
-        for (int64_t i = j < whole_columns ? whole_rows : 0; i < rows; i++)
-            to[j * to_row + i] = from[i * from_row + j];
-}
-
 enum { GATHERED = 16, FILTER_FLOATS = GATHERED * TAPS_3X3 * PANEL };
 
 /* Brings `len` filters of a panel to [l][tap][PANEL], columns beyond the last being zeros. One of the strides is 1,
@@ -207,10 +194,10 @@ static void gather_filters(const winograd *p, const float *w, int64_t len, int64
                             columns - j);
     else if (p->w_tap == 1)
         for (int64_t l = 0; l < len; l++)
-            transpose_block(w + l * p->w_l, p->w_column, to + l * TAPS_3X3 * PANEL, PANEL, columns, TAPS_3X3);
+            transpose_matrix(w + l * p->w_l, p->w_column, to + l * TAPS_3X3 * PANEL, PANEL, columns, TAPS_3X3);
     else
         for (int64_t t = 0; t < TAPS_3X3; t++)
-            transpose_block(w + t * p->w_tap, p->w_column, to + t * PANEL, TAPS_3X3 * PANEL, columns, len);
+            transpose_matrix(w + t * p->w_tap, p->w_column, to + t * PANEL, TAPS_3X3 * PANEL, columns, len);
 }
 
 /* G g G^T of one vector of columns, to u, u + step, ... */

@@ -140,7 +140,7 @@ static void store_gradient(const winograd_outer *o, int64_t panel, int64_t l0, i
         }
         float *to = dw + l * p->w_l;
         if (p->w_tap == 1)
-            transpose_block(filter, PANEL, to, p->w_column, TAPS_3X3, columns);
+            transpose_matrix(filter, PANEL, to, p->w_column, TAPS_3X3, columns);
         else if (p->w_column == 1)
             for (int64_t t = 0; t < TAPS_3X3; t++)
                 for (int64_t j = 0; j < columns; j += VL)
@@ -152,12 +152,13 @@ static void store_gradient(const winograd_outer *o, int64_t panel, int64_t l0, i
     }
 }
 
-/* du of a strip, l0..l1 of a panel, plus the sums over n patches. */
-static void add_patches(const winograd_outer *o, int64_t panel, int64_t l0, int64_t l1, int64_t n, const float *v,
-                        const float *d, float *du)
+/* du of a strip, l0..l1 of a panel: the sums over n patches of a chunk, added to those of the chunks before. */
+static void sum_patches(const winograd_outer *o, int64_t panel, int64_t l0, int64_t l1, int64_t n, int adds,
+                        const float *v, const float *d, float *du)
 {
     const int64_t width = panel_width(o->p.columns, panel), blocks = ceil_div(l1 - l0, TILE_ROWS);
-    outer_tile t = { .rows = 1, .n = n, .x_step = o->v_row, .dy_step = width };
+    outer_tile t = { .images = 1, .rows = 1, .n = n, .x_step = o->v_row, .out_row = width, .columns = width,
+                     .adds = adds };
     for (int64_t e = 0; e < PLACES; e++) {
         t.dy = d + e * o->d_step + panel * o->patches * PANEL;
         for (int64_t b = 0; b < blocks; b++) {
@@ -194,9 +195,7 @@ static void winograd_backward_weights(const void *desc, void *const *args)
             const int64_t panel = task / o.strips, l0 = part_start(p->len, task % o.strips, o.strips);
             const int64_t l1 = part_start(p->len, task % o.strips + 1, o.strips);
             float *strip = du + (o.chunks == 1 ? omp_get_thread_num() : task) * strip_floats(&o);
-            if (chunk == 0)
-                memset(strip, 0, sizeof(float) * (size_t)strip_floats(&o));
-            add_patches(&o, panel, l0, l1, end - first, v, d, strip);
+            sum_patches(&o, panel, l0, l1, end - first, chunk > 0, v, d, strip);
             if (chunk == o.chunks - 1)
                 store_gradient(&o, panel, l0, l1, strip, dw);
         }
