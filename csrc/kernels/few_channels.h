@@ -127,7 +127,7 @@ static void transpose_rows(const float *from, int64_t rows, int64_t columns, int
 }
 
 /* pixels[k][j] = dy[oh][q + j][k0 + k], 0 where that is outside of the row. */
-static void transpose_block(const band *b, int64_t oh, int64_t q, int64_t k0, int64_t k)
+static void transpose_pixels(const band *b, int64_t oh, int64_t q, int64_t k0, int64_t k)
 {
     const int64_t all = b->d->k, q0 = MAX(0, q), q1 = MIN(b->d->ow, q + b->c->width);
     if (b->c->blocks > 1) /* one block leaves the zeros around the row as they are */
@@ -182,7 +182,7 @@ static void add_row(const band *b, int64_t oh)
     for (int64_t i = 0; i < c->plane; i += c->lanes)
         for (int64_t k = 0; k < d->k; k += c->k) {
             const int64_t len = MIN(c->k, d->k - k);
-            transpose_block(b, oh, i + b->lowest, k, len);
+            transpose_pixels(b, oh, i + b->lowest, k, len);
             add_block(b, oh, r0, r1, i, k, len);
         }
 }

@@ -1,8 +1,14 @@
 /* Copies, and the transpositions between the planes of a contiguous array and channels-last pixels:
- * out[n][j][i] = in[n][i][j], in blocks of 4 x 4 in registers, 16 rows at a time so that whole cache lines are
- * written. */
+ * out[n][j][i] = in[n][i][j].
+ *
+ *     for each matrix, block of it (shared among threads), tile of 16 x 16 of the block, 4 x 4 of the tile: in registers
+ *
+ * Blocks are short along the longer side of the matrix, so that the pixels of a block stay in a cache while all of
+ * their channels come or go; tiles, and the parts of a tile, first go along the longer side, where few lines of many
+ * planes are in use at a time: planes are often a power of two apart and share few places of the first cache.
+ * Where one side is below 4, rows are interleaved, or split, as the compiler vectorises it. */
 
-enum { TRANSPOSE_ROWS = 16, COPY_BLOCK = 16384 };
+enum { TILE_SIDE = 16, LONG_SIDE = 64, SHORT_SIDE = 256, THIN = 4, COPY_BLOCK = 16384 };
 
 typedef float four __attribute__((vector_size(16)));
 typedef float four_anywhere __attribute__((vector_size(16), aligned(4), may_alias));
@@ -30,17 +36,102 @@ INLINE void transpose_4x4(const float *from, int64_t from_row, float *to, int64_
     store_four(to + 3 * to_row, SHUFFLE(ab_high, cd_high, 2, 3, 6, 7));
 }
 
-/* to[j][i] = from[i][j] for i < rows, j < columns. */
+/* rows, columns >= 4; the last blocks may overlap those before. */
+INLINE void transpose_small(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
+                            int64_t columns)
+{
+    for (int64_t i = 0; i < rows; i += 4)
+        for (int64_t j = 0; j < columns; j += 4) {
+            const int64_t row = MIN(i, rows - 4), column = MIN(j, columns - 4);
+            transpose_4x4(from + row * from_row + column, from_row, to + column * to_row + row, to_row);
+        }
+}
+
+/* to[j][i] = from[i][j] for any rows and columns. */
 static void transpose_matrix(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
                              int64_t columns)
 {
-    const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
-    for (int64_t j = 0; j < whole_columns; j += 4)
-        for (int64_t i = 0; i < whole_rows; i += 4)
-            transpose_4x4(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
-    for (int64_t j = 0; j < columns; j++)
-        for (int64_t i = j < whole_columns ? whole_rows : 0; i < rows; i++)
+    if (rows >= 4 && columns >= 4) {
+        transpose_small(from, from_row, to, to_row, rows, columns);
+        return;
+    }
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++)
             to[j * to_row + i] = from[i * from_row + j];
+}
+
+INLINE void transpose_tile(const float *from, int64_t from_row, float *to, int64_t to_row, int wide)
+{
+    for (int64_t a = 0; a < TILE_SIDE; a += 4)
+        UNROLL for (int64_t b = 0; b < TILE_SIDE; b += 4) {
+            const int64_t i = wide ? a : b, j = wide ? b : a;
+            transpose_4x4(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+        }
+}
+
+/* rows, columns >= 4; `wide` says that the matrix has more columns than rows. */
+INLINE void transpose_block(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
+                            int64_t columns, int wide)
+{
+    const int64_t whole_rows = rows / TILE_SIDE * TILE_SIDE, whole_columns = columns / TILE_SIDE * TILE_SIDE;
+    for (int64_t a = 0; a < (wide ? whole_rows : whole_columns); a += TILE_SIDE)
+        for (int64_t b = 0; b < (wide ? whole_columns : whole_rows); b += TILE_SIDE) {
+            const int64_t i = wide ? a : b, j = wide ? b : a;
+            transpose_tile(from + i * from_row + j, from_row, to + j * to_row + i, to_row, wide);
+        }
+    if (whole_rows < rows) {
+        const int64_t i = MIN(whole_rows, rows - 4);
+        transpose_small(from + i * from_row, from_row, to + i, to_row, rows - i, columns);
+    }
+    if (whole_columns < columns) {
+        const int64_t j = MIN(whole_columns, columns - 4);
+        transpose_small(from + j, from_row, to + j * to_row, to_row, rows, columns - j);
+    }
+}
+
+/* to[j * n + i] = from[i * stride + j] for i < n, j < length. */
+INLINE void interleave(const float *restrict from, int64_t stride, float *restrict to, int64_t length, int64_t n)
+{
+    for (int64_t j = 0; j < length; j++)
+        for (int64_t i = 0; i < n; i++)
+            to[j * n + i] = from[i * stride + j];
+}
+
+/* to[i * stride + j] = from[j * n + i] for i < n, j < length. */
+INLINE void split(const float *restrict from, float *restrict to, int64_t stride, int64_t length, int64_t n)
+{
+    for (int64_t j = 0; j < length; j++)
+        for (int64_t i = 0; i < n; i++)
+            to[i * stride + j] = from[j * n + i];
+}
+
+/* A block of a matrix: rows i..i+m-1 and columns j..j+n-1. */
+static void transpose_part(const pycnn_transpose *d, const float *in, float *out, int64_t i, int64_t j, int64_t m,
+                           int64_t n)
+{
+    const float *from = in + i * d->columns + j;
+    float *to = out + j * d->rows + i;
+    if (d->rows == 2)
+        interleave(from, d->columns, to, n, 2);
+    else if (d->rows == 3)
+        interleave(from, d->columns, to, n, 3);
+    else if (d->columns == 2)
+        split(from, to, d->rows, m, 2);
+    else if (d->columns == 3)
+        split(from, to, d->rows, m, 3);
+    else if (d->rows == 1 || d->columns == 1)
+        memcpy(to, from, sizeof(float) * (size_t)(m * n));
+    else if (d->columns > d->rows)
+        transpose_block(from, d->columns, to, d->rows, m, n, 1);
+    else
+        transpose_block(from, d->columns, to, d->rows, m, n, 0);
+}
+
+/* Blocks of `side` along `size`; the last one is longer by what remains. */
+INLINE int64_t blocks_of(int64_t size, int64_t side) { return MAX(1, size / side); }
+INLINE int64_t block_end(int64_t size, int64_t side, int64_t i)
+{
+    return i + 1 == blocks_of(size, side) ? size : (i + 1) * side;
 }
 
 static void transpose(const void *desc, void *const *args)
@@ -48,19 +139,19 @@ static void transpose(const void *desc, void *const *args)
     const pycnn_transpose *d = desc;
     float *out = args[0];
     const float *in = args[1];
-    const int64_t rows = d->rows, columns = d->columns, strips = ceil_div(rows, TRANSPOSE_ROWS);
+    const int wide = d->columns > d->rows;
+    const int64_t row_side = d->columns < THIN ? COPY_BLOCK : wide ? SHORT_SIDE : LONG_SIDE;
+    const int64_t column_side = d->rows < THIN ? COPY_BLOCK : wide ? LONG_SIDE : SHORT_SIDE;
+    const int64_t row_blocks = blocks_of(d->rows, row_side), column_blocks = blocks_of(d->columns, column_side);
+    const int64_t blocks = row_blocks * column_blocks, size = d->rows * d->columns;
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < d->n * strips; task++) {
-        const float *from = in + task / strips * rows * columns;
-        float *to = out + task / strips * rows * columns;
-        const int64_t first = task % strips * TRANSPOSE_ROWS, last = MIN(rows, first + TRANSPOSE_ROWS);
-        const int64_t whole_rows = first + (last - first) / 4 * 4, whole_columns = columns / 4 * 4;
-        for (int64_t j = 0; j < whole_columns; j += 4)
-            for (int64_t i = first; i < whole_rows; i += 4)
-                transpose_4x4(from + i * columns + j, columns, to + j * rows + i, rows);
-        for (int64_t j = 0; j < columns; j++)
-            for (int64_t i = j < whole_columns ? whole_rows : first; i < last; i++)
-                to[j * rows + i] = from[i * columns + j];
+    for (int64_t task = 0; task < d->n * blocks; task++) {
+        const int64_t matrix = task / blocks, block = task % blocks;
+        const int64_t row = wide ? block % row_blocks : block / column_blocks;
+        const int64_t column = wide ? block / row_blocks : block % column_blocks;
+        const int64_t i = row * row_side, j = column * column_side;
+        transpose_part(d, in + matrix * size, out + matrix * size, i, j, block_end(d->rows, row_side, row) - i,
+                       block_end(d->columns, column_side, column) - j);
     }
 }
 
