@@ -686,7 +686,9 @@ def test_activations_of_nothing():
 # --------------------------------------------------------------------------------- softmax and loss
 
 
-@pytest.mark.parametrize("shape", [(1,), (7,), (3, 1), (5, 10), (2, 3, VL + 1), (1, 2, 3, 2 * VL - 1)], ids=label)
+@pytest.mark.parametrize(
+    "shape", [(1,), (7,), (3, 1), (5, 10), (4, VL), (2, 3, VL + 1), (1, 2, 3, 2 * VL - 1)], ids=label
+)
 def test_softmax_and_its_twin(shape):
     for layout in (LAYOUTS["contiguous"], strided):
         y = check("softmax", layout(3 * normal(shape)), tolerance=5e-7)
@@ -734,7 +736,7 @@ def test_softmax_of_nothing():
     assert loss == 0 and gradient.shape == (0, 3)
 
 
-@pytest.mark.parametrize(("n", "classes"), [(1, 1), (1, 2), (5, 10), (3, VL), (7, 2 * VL + 1), (70, 3)])
+@pytest.mark.parametrize(("n", "classes"), [(1, 1), (1, 2), (5, 10), (3, VL), (5, VL - 1), (7, 2 * VL + 1), (70, 3)])
 def test_cross_entropy_and_its_twin(n, classes):
     logits = 3 * normal((n, classes))
     labels = generator(n, classes).integers(0, classes, n)
@@ -802,6 +804,7 @@ def check_batch_norm(x, gamma, beta, running_mean, running_var, tolerance=2e-6, 
         (3, VL - 1, 3, 1),
         (1, 2 * VL + 1, 5, 7),
         (4, 2, 13, 11),
+        (150, 4 * VL + 1),
     ],
     ids=label,
 )

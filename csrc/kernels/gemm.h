@@ -1,11 +1,12 @@
-/* Matrix products, by the engines of product.h and outer.h: each row of a is a pixel under one tap. */
+/* Matrix products, by the engines of product.h and outer.h: the rows are one line of pixels under one tap. */
 
-static axis one_pixel(void) { return (axis){ .in = 1, .out = 1, .taps = 1, .stride = 1, .dilation = 1 }; }
+static axis line_of(int64_t n) { return (axis){ .in = n, .out = n, .taps = 1, .stride = 1, .dilation = 1 }; }
+static axis one_pixel(void) { return line_of(1); }
 
 static product gemm_product(const pycnn_gemm *d)
 {
     return (product){
-        .images = d->m, .groups = 1, .len = d->k, .columns = d->n, .v = one_pixel(), .h = one_pixel(),
+        .images = 1, .groups = 1, .len = d->k, .columns = d->n, .v = one_pixel(), .h = line_of(d->m),
         .in_pixel = d->a_row, .in_channel = d->a_col, .out_pixel = d->n,
         .inner = MAX(d->k, 1), .w_inner = d->b_row, .w_column = d->b_col,
         .alpha = d->alpha, .beta = d->beta,
@@ -29,13 +30,11 @@ static void gemm(const void *desc, void *const *args)
     product_run(&p, args[4]);
 }
 
-/* dw (k, n) = a^T dy for a (m, k) and dy (m, n), both without gaps: the batch is one row of m pixels. */
+/* dw (k, n) = a^T dy for a (m, k) and dy (m, n), both without gaps. */
 static outer gemm_outer(const pycnn_gemm *d)
 {
-    axis along = one_pixel();
-    along.in = along.out = d->m;
     return (outer){
-        .images = 1, .groups = 1, .len = d->k, .columns = d->n, .v = one_pixel(), .h = along,
+        .images = 1, .groups = 1, .len = d->k, .columns = d->n, .v = one_pixel(), .h = line_of(d->m),
         .x_pixel = d->k, .dy_pixel = d->n, .inner = d->k, .w_inner = d->n, .w_column = 1,
     };
 }

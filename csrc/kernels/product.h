@@ -79,8 +79,8 @@ static product_space product_layout(const product *p)
     s.packed = p->groups * panels(p->columns) * taps * p->len * PANEL;
     s.zeros = line_floats(p->len);
     s.shared = line_floats(s.packed) + s.zeros;
-    s.tables = tiles * taps * (int64_t)sizeof(tile_tap);
-    s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t);
+    s.tables = tiles * taps * (int64_t)(sizeof(tile_tap) + TILE_ROWS * sizeof(float *));
+    s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t) + taps * (int64_t)sizeof(tile_tap);
     s.rows = copies_rows(p) ? tiles * TILE_ROWS * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
     s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + 64;
     return s;
@@ -113,22 +113,22 @@ INLINE float *packed_panel(const product *p, const strip *s, int64_t panel, floa
 /* Columns that lie next to each other: along a row of w, so that whole cache lines are read one after another. */
 static void pack_rows(const product *p, const strip *s, const float *const *rows, int64_t len, float *packed)
 {
-    const int64_t taps = product_taps(p), full = MIN(s->last_panel, p->columns / PANEL);
+    const int64_t taps = product_taps(p), full = MIN(s->last_panel, p->columns / PANEL), count = s->l1 - s->l0;
+    const int64_t rest = p->columns - full * PANEL, panel_floats = taps * len * PANEL;
     int64_t width;
+    float *first = packed_panel(p, s, s->first_panel, packed, &width);
+    float *last = packed_panel(p, s, full, packed, &width);
     for (int64_t t = 0; t < taps; t++)
-        for (int64_t l = s->l0; l < s->l1; l++) {
-            const float *from = rows[l - s->l0] + t * p->w_tap;
-            float *to = packed + panel_offset(p, s->chunk, s->first_panel) + (t * len + l - s->chunk) * PANEL;
-            for (int64_t panel = s->first_panel; panel < full; panel++, to += taps * len * PANEL) {
+        for (int64_t l = 0; l < count; l++) {
+            const float *from = rows[l] + t * p->w_tap;
+            float *to = first + (t * len + l) * PANEL;
+            for (int64_t panel = s->first_panel; panel < full; panel++, to += panel_floats) {
                 store(to, load(from + panel * PANEL));
                 store(to + VL, load(from + panel * PANEL + VL));
             }
-            if (full == s->last_panel)
-                continue;
-            to = packed_panel(p, s, full, packed, &width) + (t * len + l - s->l0) * width;
-            const int64_t columns = p->columns - full * PANEL;
-            for (int64_t j = 0; j < width; j += VL)
-                store(to + j, load_n(from + full * PANEL + j, columns - j));
+            to = last + (t * len + l) * width;
+            for (int64_t j = 0; full < s->last_panel && j < width; j += VL)
+                store(to + j, load_n(from + full * PANEL + j, rest - j));
         }
 }
 
@@ -188,13 +188,13 @@ static void pack_weights(const product *p, float *packed, float *zeros)
     }
 }
 
-/* One phase of an axis: outputs first + i * step read position i * in_step + offset[j] under tap tap[j].
- * `inside`: all of these positions lie inside the input. */
-typedef struct { int64_t first, step, count, in_step, taps, inside, *tap, *offset; } phase;
+/* One phase of an axis: outputs first + i * step read position i * in_step + offset[j] under tap tap[j]; the
+ * offsets lie between `low` and `high`. */
+typedef struct { int64_t first, step, count, in_step, taps, low, high, *tap, *offset; } phase;
 
 static phase axis_phase(const axis *a, int64_t first, int64_t *space)
 {
-    phase f = { .first = first, .tap = space, .offset = space + a->taps, .inside = 1 };
+    phase f = { .first = first, .tap = space, .offset = space + a->taps };
     f.step = a->backward ? a->stride : 1;
     f.in_step = a->backward ? 1 : a->stride;
     f.count = first < a->out ? ceil_div(a->out - first, f.step) : 0;
@@ -202,9 +202,10 @@ static phase axis_phase(const axis *a, int64_t first, int64_t *space)
         const int64_t distance = t * a->dilation - a->pad;
         if (a->backward && (first - distance) % a->stride != 0)
             continue;
-        f.tap[f.taps] = t;
         const int64_t offset = a->backward ? (first - distance) / a->stride : distance;
-        f.inside &= offset >= 0 && (f.count - 1) * f.in_step + offset < a->in;
+        f.low = f.taps ? MIN(f.low, offset) : offset;
+        f.high = f.taps ? MAX(f.high, offset) : offset;
+        f.tap[f.taps] = t;
         f.offset[f.taps++] = offset;
     }
     return f;
@@ -216,117 +217,116 @@ typedef struct {
     phase v, h;
     int64_t group, pixels, all_tiles, first_tile, tiles, first_panel, last_panel;
     const float *packed, *zeros;     /* the group's panels; what stands for padding */
-    tile_tap *tables;
+    tile_tap *taps;                  /* of the phase */
+    char *tables;                    /* room for the taps and pointers of tiles with padding */
     float *rows;
 } block;
 
 typedef struct {
-    int64_t rows, taps;
-    tile_tap *tap;
+    int64_t rows;
+    tile_input in;
+    const float *x[TILE_ROWS];
     float *y[TILE_ROWS];
 } block_tile;
+
+static void list_taps(const block *b)
+{
+    tile_tap *to = b->taps;
+    for (int64_t r = 0; r < b->v.taps; r++)
+        for (int64_t s = 0; s < b->h.taps; s++)
+            *to++ = (tile_tap){ .tap = b->v.tap[r] * b->p->h.taps + b->h.tap[s],
+                                .offset = (b->v.offset[r] * b->p->h.in + b->h.offset[s]) * b->p->in_pixel };
+}
 
 /* A pixel of a phase: image n, line v of it, place h in the line. */
 typedef struct { int64_t n, v, h; } place;
 
-/* The pixels of a tile: their places in the input under offset 0 of both axes. Those past its rows repeat one. */
-typedef struct {
-    const float *corner[TILE_ROWS];
-    int64_t row[TILE_ROWS], column[TILE_ROWS];
-} tile_pixels;
-
 INLINE int inside(int64_t position, int64_t size) { return position >= 0 && position < size; }
 
-/* The next pixels from `at`, which moves behind them, and where `out` is written. */
-static void find_pixels(const block *b, place *at, int64_t rows, tile_pixels *px, float **y)
+/* Finds the next pixels from `at`, which moves behind them: their places row[i], column[i] in the input and
+ * pointers there, all under offset 0 of both axes, and where `out` is written. Returns whether no tap meets padding. */
+static int find_pixels(const block *b, place *at, block_tile *tile, int64_t *row, int64_t *column)
 {
     const product *p = b->p;
-    const int64_t in_step = b->h.in_step, width = b->h.count;
-    const int64_t corner_step = in_step * p->in_pixel, y_step = b->h.step * p->out_pixel;
-    for (int64_t i = 0; i < rows;) { /* the part of an image's line that the tile holds */
-        const int64_t row = at->v * b->v.in_step, end = MIN(rows, i + width - at->h);
-        int64_t column = at->h * in_step;
-        const float *corner = p->in + ((at->n * p->v.in + row) * p->h.in + column) * p->in_pixel +
-                              b->group * p->len * p->in_channel;
-        float *out = p->out + b->group * p->columns + ((at->n * p->v.out + b->v.first + at->v * b->v.step) * p->h.out +
-                                                       b->h.first + at->h * b->h.step) * p->out_pixel;
-        at->h += end - i;
-        for (; i < end; i++, column += in_step, corner += corner_step, out += y_step) {
-            px->row[i] = row;
-            px->column[i] = column;
-            px->corner[i] = corner;
-            y[i] = out;
+    const phase *v = &b->v, *h = &b->h;
+    const int64_t x_step = h->in_step * p->in_pixel, y_step = h->step * p->out_pixel;
+    int all_inside = 1;
+    for (int64_t i = 0; i < tile->rows;) { /* the part of an image's line that the tile holds */
+        const int64_t first = i, end = MIN(tile->rows, i + h->count - at->h), line = at->v * v->in_step;
+        const int64_t begin = at->h * h->in_step, last = begin + (end - 1 - i) * h->in_step;
+        const float *x = p->in + b->group * p->len * p->in_channel +
+                         ((at->n * p->v.in + line) * p->h.in + begin) * p->in_pixel;
+        float *y = p->out + b->group * p->columns + ((at->n * p->v.out + v->first + at->v * v->step) * p->h.out +
+                                                     h->first + at->h * h->step) * p->out_pixel;
+        for (; i < end; i++, x += x_step, y += y_step) {
+            row[i] = line;
+            column[i] = begin + (i - first) * h->in_step;
+            tile->x[i] = x;
+            tile->y[i] = y;
         }
-        if (at->h == width) {
+        all_inside &= line + v->low >= 0 && line + v->high < p->v.in && begin + h->low >= 0 && last + h->high < p->h.in;
+        at->h += end - first;
+        if (at->h == h->count) {
             at->h = 0;
-            if (++at->v == b->v.count) {
+            if (++at->v == v->count) {
                 at->v = 0;
                 at->n++;
             }
         }
     }
-    for (int64_t i = rows; i < TILE_ROWS; i++)
-        px->corner[i] = px->corner[0];
+    return all_inside;
 }
 
-/* The rows of a tile under each tap; returns the number of taps. */
-static int64_t find_rows_inside(const block *b, const tile_pixels *px, tile_tap *to)
+/* Gives each tap pointers of its own, to rows or to zeros; taps that are all padding are left out. */
+static void find_padding(const block *b, block_tile *tile, const int64_t *row, const int64_t *column, tile_tap *taps)
 {
     const product *p = b->p;
-    for (int64_t r = 0; r < b->v.taps; r++)
-        for (int64_t s = 0; s < b->h.taps; s++, to++) {
-            const int64_t offset = (b->v.offset[r] * p->h.in + b->h.offset[s]) * p->in_pixel;
-            to->tap = b->v.tap[r] * p->h.taps + b->h.tap[s];
-            UNROLL for (int i = 0; i < TILE_ROWS; i++)
-                to->x[i] = px->corner[i] + offset;
-        }
-    return b->v.taps * b->h.taps;
-}
-
-/* Where some positions are padding; taps that are nothing else are left out. */
-static int64_t find_rows_or_padding(const block *b, const tile_pixels *px, int64_t rows, tile_tap *to)
-{
-    const product *p = b->p;
-    int64_t taps = 0;
+    const float **x = (const float **)(taps + product_taps(p));
+    tile->in = (tile_input){ .x_step = TILE_ROWS, .tap = taps, .x = x };
     for (int64_t r = 0; r < b->v.taps; r++)
         for (int64_t s = 0; s < b->h.taps; s++) {
-            const int64_t v = b->v.offset[r], h = b->h.offset[s], offset = (v * p->h.in + h) * p->in_pixel;
+            const tile_tap tap = b->taps[r * b->h.taps + s];
+            const int64_t v = b->v.offset[r], h = b->h.offset[s];
             int any = 0;
-            for (int64_t i = 0; i < rows; i++) {
-                const int valid = inside(px->row[i] + v, p->v.in) && inside(px->column[i] + h, p->h.in);
-                to[taps].x[i] = valid ? px->corner[i] + offset : b->zeros;
+            for (int64_t i = 0; i < tile->rows; i++) {
+                const int valid = inside(row[i] + v, p->v.in) && inside(column[i] + h, p->h.in);
+                x[i] = valid ? tile->x[i] + tap.offset : b->zeros;
                 any |= valid;
             }
-            to[taps].tap = b->v.tap[r] * p->h.taps + b->h.tap[s];
-            taps += any;
+            if (any) {
+                taps[tile->in.taps++] = (tile_tap){ .tap = tap.tap };
+                x += TILE_ROWS;
+            }
         }
-    return taps;
 }
 
 static void find_tiles(const block *b, block_tile *tiles)
 {
-    const int64_t taps = product_taps(b->p), line = b->h.count, image = b->v.count * line;
+    const int64_t taps = product_taps(b->p), table = taps * (int64_t)(sizeof(tile_tap) + TILE_ROWS * sizeof(float *));
     const int64_t first = part_start(b->pixels, b->first_tile, b->all_tiles);
     const int64_t rows = b->pixels / b->all_tiles, longer = b->pixels % b->all_tiles;
-    place at = { first / image, first % image / line, first % line };
-    tile_pixels px;
+    place at = { first / b->h.count / b->v.count, first / b->h.count % b->v.count, first % b->h.count };
     for (int64_t t = 0; t < b->tiles; t++) {
-        tiles[t].rows = rows + (b->first_tile + t < longer);
-        tiles[t].tap = b->tables + t * taps;
-        find_pixels(b, &at, tiles[t].rows, &px, tiles[t].y);
-        tiles[t].taps = b->v.inside && b->h.inside ? find_rows_inside(b, &px, tiles[t].tap)
-                                                   : find_rows_or_padding(b, &px, tiles[t].rows, tiles[t].tap);
+        block_tile *tile = &tiles[t];
+        int64_t row[TILE_ROWS], column[TILE_ROWS];
+        tile->rows = rows + (b->first_tile + t < longer);
+        tile->in = (tile_input){ .taps = b->v.taps * b->h.taps, .tap = b->taps, .x = tile->x };
+        if (!find_pixels(b, &at, tile, row, column))
+            find_padding(b, tile, row, column, (tile_tap *)(b->tables + t * table));
     }
 }
 
-/* Copies l0..l1 of the rows of tile t side by side, to where the copy's one tap then points. */
-static void copy_rows(const block *b, const block_tile *tile, int64_t t, int64_t l0, int64_t l1, tile_tap *copy)
+/* Tile t of a block with one tap, l0..l1 of its rows copied side by side. */
+static void copy_tile(const block *b, const block_tile *tile, int64_t t, int64_t l0, int64_t l1, block_tile *copy)
 {
+    static const tile_tap only_tap = { 0, 0 };
     const int64_t step = b->p->in_channel;
-    copy->tap = 0;
-    for (int64_t i = 0; i < tile->rows; i++) {
+    *copy = *tile;
+    copy->in.tap = &only_tap;
+    copy->in.x = copy->x;
+    for (int64_t i = 0; i < tile->rows && tile->in.taps; i++) {
         float *to = b->rows + (t * TILE_ROWS + i) * (chunk_length(1) + ROW_GAP);
-        const float *from = tile->tap->x[i];
+        const float *from = tile->in.x[i] + tile->in.tap->offset;
         copy->x[i] = to;
         if (from == b->zeros)
             memset(to, 0, sizeof(float) * (size_t)(l1 - l0));
@@ -338,30 +338,24 @@ static void copy_rows(const block *b, const block_tile *tile, int64_t t, int64_t
     }
 }
 
-/* One panel of one chunk of l, by all tiles. */
-static void run_panel(const block *b, const block_tile *tiles, const tile_tap *copied, int64_t panel, int64_t l0,
-                      int64_t len)
+/* One panel of one chunk of l, by all tiles, whose rows may be copies. */
+static void run_panel(const block *b, const block_tile *tiles, int copies, int64_t panel, int64_t l0, int64_t len)
 {
     const product *p = b->p;
     const int vectors = panel_vectors(p->columns, panel), packed = panel >= first_packed_panel(p);
-    const float *bias = p->bias && l0 == 0 ? p->bias + b->group * p->columns + panel * PANEL : NULL;
     const float *w = packed ? b->packed + panel_offset(p, l0, panel)
                             : p->w + b->group * p->w_group + l0 * p->w_inner + panel * PANEL;
-    tile_range range = { .first = l0, .len = len, .w_tap = len * vectors * VL, .w_row = vectors * VL,
-                         .ahead = TILE_ROWS * b->h.in_step * p->in_pixel * (int64_t)sizeof(float) };
-    if (!packed) {
-        range.w_tap = p->w_tap;
-        range.w_row = p->w_inner;
-    }
-    if (copied) {
-        range.first = 0;
-        range.ahead = TILE_ROWS * (chunk_length(1) + ROW_GAP) * (int64_t)sizeof(float);
-    }
+    const int64_t next_tile = TILE_ROWS * (copies ? chunk_length(1) + ROW_GAP : b->h.in_step * p->in_pixel);
+    const tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? len * vectors * VL : p->w_tap,
+                               .w_row = packed ? vectors * VL : p->w_inner,
+                               .ahead = next_tile * (int64_t)sizeof(float) };
+    tile_store out = { .first = panel * PANEL, .columns = MIN(PANEL, p->columns - panel * PANEL),
+                       .alpha = p->alpha, .old = l0 ? 1 : p->beta };
+    if (p->bias && l0 == 0)
+        out.bias = p->bias + b->group * p->columns + panel * PANEL;
     for (int64_t t = 0; t < b->tiles; t++) {
-        const tile_store out = { tiles[t].y, panel * PANEL, MIN(PANEL, p->columns - panel * PANEL), bias, p->alpha,
-                                 l0 ? 1 : p->beta };
-        tile_functions[vectors - 1][tiles[t].rows - 1](tiles[t].taps, copied ? copied + t : tiles[t].tap, w, &range,
-                                                       &out);
+        out.y = tiles[t].y;
+        tile_functions[vectors - 1][tiles[t].rows - 1](&tiles[t].in, w, &range, &out);
     }
 }
 
@@ -370,16 +364,14 @@ static void run_block(const block *b)
     const product *p = b->p;
     const int64_t chunk = chunk_length(product_taps(p));
     const int copies = copies_rows(p);
-    block_tile tiles[COPIED_TILES];
-    tile_tap copied[COPIED_TILES];
+    block_tile tiles[COPIED_TILES], copied[COPIED_TILES];
     find_tiles(b, tiles);
     for (int64_t l0 = 0; l0 < p->len; l0 += chunk) {
         const int64_t len = MIN(chunk, p->len - l0);
         for (int64_t t = 0; copies && t < b->tiles; t++)
-            if (tiles[t].taps)
-                copy_rows(b, &tiles[t], t, l0, l0 + len, copied + t);
+            copy_tile(b, &tiles[t], t, l0, l0 + len, &copied[t]);
         for (int64_t panel = b->first_panel; panel < b->last_panel; panel++)
-            run_panel(b, tiles, copies ? copied : NULL, panel, l0, len);
+            run_panel(b, copies ? copied : tiles, copies, panel, l0, len);
     }
 }
 
@@ -415,7 +407,7 @@ static void product_run(const product *p, void *workspace)
     float *packed = workspace, *zeros = packed + line_floats(space.packed);
     char *own = (char *)(packed + space.shared) + omp_get_thread_num() * space.per_thread;
     int64_t *axes = (int64_t *)(own + round_up(space.tables, 64));
-    block b = { .p = p, .zeros = zeros, .tables = (tile_tap *)own };
+    block b = { .p = p, .zeros = zeros, .taps = (tile_tap *)(axes + 2 * (p->v.taps + p->h.taps)), .tables = own };
     b.rows = (float *)((char *)axes + round_up(space.axes, 64));
     pack_weights(p, packed, zeros);
     const int64_t phases_v = p->v.backward ? p->v.stride : 1, phases_h = p->h.backward ? p->h.stride : 1;
@@ -423,6 +415,7 @@ static void product_run(const product *p, void *workspace)
         for (int64_t h = 0; h < MIN(phases_h, p->h.out); h++) {
             b.v = axis_phase(&p->v, v, axes);
             b.h = axis_phase(&p->h, h, axes + 2 * p->v.taps);
+            list_taps(&b);
             run_phase(b, packed);
         }
 #pragma omp barrier

@@ -9,10 +9,18 @@
 
 typedef struct {
     int64_t tap;         /* its number, which tells its part of a panel of weights */
-    const float *x[TILE_ROWS];
+    int64_t offset;      /* of its rows from the pointers, in floats */
 } tile_tap;
 
-/* The part of l that a call sums over: x[tap][i][first + l] times w[tap * w_tap + l * w_row + j]. */
+/* Row i under tap number t of the list begins at x[t * x_step + i] + tap[t].offset: the taps share their pointers
+ * (x_step 0), or, where some rows are padding, have some each. */
+typedef struct {
+    int64_t taps, x_step;
+    const tile_tap *tap;
+    const float *const *x;
+} tile_input;
+
+/* The part of l that a call sums over: float first + l of each row times w[tap * w_tap + l * w_row + j]. */
 typedef struct {
     int64_t first, len, w_tap, w_row;
     int64_t ahead;       /* bytes from a tile's rows to those of the next tile, which are fetched meanwhile */
@@ -26,8 +34,7 @@ typedef struct {
     float alpha, old;    /* old 0: y is not read */
 } tile_store;
 
-typedef void (*tile_function)(int64_t taps, const tile_tap *tap, const float *w, const tile_range *range,
-                              const tile_store *out);
+typedef void (*tile_function)(const tile_input *in, const float *w, const tile_range *range, const tile_store *out);
 
 /* All rows of y are read before the first is written: rows 4096 bytes apart would otherwise wait for stores that
  * look like theirs. */
@@ -52,8 +59,8 @@ INLINE void tile_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2]
             store_n(y[i] + j * VL, acc[i][j], columns - j * VL);
 }
 
-INLINE void tile(const int rows, const int vectors, int64_t taps, const tile_tap *tap, const float *w,
-                 const tile_range *range, const tile_store *out)
+INLINE void tile(const int rows, const int vectors, const tile_input *in, const float *w, const tile_range *range,
+                 const tile_store *out)
 {
     const int64_t len = range->len, w_row = range->w_row;
     UNROLL for (int i = 0; i < rows; i++)
@@ -63,10 +70,12 @@ INLINE void tile(const int rows, const int vectors, int64_t taps, const tile_tap
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             acc[i][j] = (vec){ 0 };
-    for (; taps > 0; taps--, tap++) {
-        const float *row = w + tap->tap * range->w_tap, *x[TILE_ROWS];
+    const float *const *pointers = in->x;
+    for (int64_t t = 0; t < in->taps; t++, pointers += in->x_step) {
+        const int64_t offset = in->tap[t].offset + range->first;
+        const float *row = w + in->tap[t].tap * range->w_tap, *x[TILE_ROWS];
         UNROLL for (int i = 0; i < rows; i++)
-            x[i] = tap->x[i] + range->first;
+            x[i] = pointers[i] + offset;
         uintptr_t next = (uintptr_t)x[0] + (uintptr_t)range->ahead; /* a number: it may lie outside of the array */
         for (int64_t l = 0; l < len; l++, row += w_row, next += rows * sizeof(float)) {
             vec b[2];
@@ -91,10 +100,10 @@ INLINE void tile(const int rows, const int vectors, int64_t taps, const tile_tap
 #define TILE_SIZES(T) TILE_SIZES_(TILE_ROWS, T)
 
 #define TILE_FUNCTION(rows, vectors)                                                                          \
-    static void tile_##rows##x##vectors(int64_t taps, const tile_tap *tap, const float *w,                    \
-                                        const tile_range *range, const tile_store *out)                       \
+    static void tile_##rows##x##vectors(const tile_input *in, const float *w, const tile_range *range,        \
+                                        const tile_store *out)                                                \
     {                                                                                                         \
-        tile(rows, vectors, taps, tap, w, range, out);                                                        \
+        tile(rows, vectors, in, w, range, out);                                                               \
     }
 #define TILE_FUNCTIONS(rows) TILE_FUNCTION(rows, 1) TILE_FUNCTION(rows, 2)
 TILE_SIZES(TILE_FUNCTIONS)

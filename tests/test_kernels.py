@@ -1,0 +1,248 @@
+"""Kernels called alone, where ops take only some of their paths: each on one thread and on three, which must give the
+same bits, and each between stretches of memory that it must leave alone."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import VL, assert_close, channels_last, generator, normal, pool2d_cases
+
+import pycnn as cnn
+from pycnn import calls, shapes
+from pycnn.plan import Arena, PlanBuilder
+
+GAP = 64
+UNTOUCHED = 77
+
+
+def guarded(shape, dtype=np.float32):
+    """(an array of NaN or its like, the memory it lies in, with a stretch before and behind)."""
+    size = math.prod(shape)
+    memory = np.full(size + 2 * GAP, UNTOUCHED, dtype)
+    array = memory[GAP : GAP + size].reshape(shape)
+    array[...] = -1 if np.issubdtype(dtype, np.integer) else np.nan
+    return array, memory
+
+
+def run_alone(build, inputs, outputs):
+    """The arrays that the calls of `build` write, by the names and shapes (with dtypes) of `outputs`."""
+    results = []
+    for threads in (1, 3):
+        builder = PlanBuilder()
+        builder.threads = threads
+        build(builder)
+        plan = builder.finish()
+        plan.threads = threads
+        memories = {
+            name: guarded(*shape) if isinstance(shape[0], tuple) else guarded(shape) for name, shape in outputs.items()
+        }
+        arrays = {name: array for name, (array, _) in memories.items()}
+        plan.bind(inputs | arrays, Arena(plan.arena_bytes)).run()
+        for name, (_, memory) in memories.items():
+            assert (memory[:GAP] == UNTOUCHED).all() and (memory[-GAP:] == UNTOUCHED).all(), name
+        results.append(arrays)
+    for name, array in results[0].items():
+        np.testing.assert_array_equal(array, results[1][name])
+    return results[0]
+
+
+# --------------------------------------------------------------------------------------- transpositions
+
+SIDES = [1, 2, 3, 4, 5, 7, 15, 16, 17, 31, 33, 66]
+# More than one block of 64 by 256, or of 16,384 where the other side is thin.
+LARGE = [(1, 64, 512), (2, 79, 531), (2, 531, 79), (1, 3, 40_001), (1, 40_001, 2), (1, 33_000, 4), (1, 5, 700)]
+
+
+@pytest.mark.parametrize(("n", "rows", "columns"), [*((3, r, c) for r in SIDES for c in SIDES), *LARGE])
+def test_transpose(n, rows, columns):
+    x = np.arange(n * rows * columns, dtype=np.float32).reshape(n, rows, columns)
+
+    def build(b):
+        calls.transpose(b, n, rows, columns, b.external("out"), b.external("x"))
+
+    out = run_alone(build, {"x": x}, {"out": (n, columns, rows)})["out"]
+    np.testing.assert_array_equal(out, x.transpose(0, 2, 1))
+
+
+# --------------------------------------------------------------------------------------------- pooling
+
+
+def nhwc(x):
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def check_pooling(shape, kernel_size, **options):
+    """Forward and backward of max and average pooling: windows that are known give the gradients that `ops` gives,
+    which for max pooling only knows where the maxima were."""
+    g = shapes.pool2d("max_pool2d", shape, kernel_size, **options)
+    n, c, oh, ow = g.y_shape
+    y_memory, x_memory = (n, oh, ow, c), (n, *shape[2:], c)
+    x, dy = channels_last(normal(shape)), channels_last(normal(g.y_shape, "dy"))
+    y, argmax = ops_results = cnn.ops.max_pool2d(x, kernel_size, **options)
+    outputs = {"y": y_memory, "argmax": (y_memory, np.int32)}
+    found = run_alone(
+        lambda b: calls.pool2d(b, "max_pool2d", g, [*map(b.external, ("y", "argmax", "x"))]), {"x": nhwc(x)}, outputs
+    )
+    for name, expected in zip(outputs, ops_results, strict=True):
+        np.testing.assert_array_equal(found[name], nhwc(expected))
+
+    inputs = {"dy": nhwc(dy), "argmax": nhwc(argmax)}
+    dx = run_alone(
+        lambda b: calls.pool2d(b, "max_pool2d_backward", g, [*map(b.external, ("dx", "dy", "argmax"))]),
+        inputs, {"dx": x_memory},
+    )["dx"]  # fmt: skip
+    np.testing.assert_array_equal(dx, nhwc(cnn.ops.max_pool2d_backward(dy, argmax, shape)))
+
+    if (g.dilation_h, g.dilation_w) != (1, 1):
+        return
+    y = run_alone(
+        lambda b: calls.pool2d(b, "avg_pool2d", g, [b.external("y"), b.external("x")]), {"x": nhwc(x)}, {"y": y_memory}
+    )["y"]
+    dx = run_alone(
+        lambda b: calls.pool2d(b, "avg_pool2d_backward", g, [b.external("dx"), b.external("dy")]),
+        {"dy": nhwc(dy)}, {"dx": x_memory},
+    )["dx"]  # fmt: skip
+    # Backward is the transpose of forward.
+    assert_close((dx * nhwc(x)).sum(dtype=np.float64), (y * nhwc(dy)).sum(dtype=np.float64), 1e-5, floor=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6, VL - 1, VL, VL + 1, 2 * VL, 3 * VL + 1])
+@pytest.mark.parametrize(
+    ("kernel_size", "options"),
+    [
+        (2, {}),
+        (3, {}),
+        ((2, 1), {}),
+        (2, {"ceil_mode": True, "padding": 1}),
+        (2, {"stride": 3}),
+        (2, {"stride": (3, 2), "dilation": (3, 1), "padding": 1}),
+        (3, {"stride": 2, "padding": 1}),
+        (3, {"stride": 1, "padding": 1}),
+        ((3, 2), {"stride": (1, 2)}),
+        (2, {"stride": 1, "dilation": 2}),
+        (5, {"stride": 1, "padding": 2}),
+    ],
+    ids=str,
+)
+def test_pooling_with_known_windows(channels, kernel_size, options):
+    check_pooling((2, channels, 7, 8), kernel_size, **options)
+    check_pooling((1, channels, 5, 5), kernel_size, **options)
+
+
+@pytest.mark.parametrize(("shape", "kernel_size", "options"), pool2d_cases(60, seed=3), ids=str)
+def test_pooling_with_known_windows_at_random_shapes(shape, kernel_size, options):
+    check_pooling(shape, kernel_size, **options)
+
+
+@pytest.mark.parametrize("channels", [1, 3, VL + 1, 4 * VL, 9 * VL + 2])
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 17), (4, 4), (6, 7), (3, 11)])
+def test_global_pooling(channels, h, w):
+    shape = (3, channels, h, w)
+    x, dy = normal(shape), normal(shape[:2], "dy")
+    y = run_alone(
+        lambda b: calls.global_pool2d(b, "global_avg_pool2d", shape, [b.external("y"), b.external("x")]),
+        {"x": nhwc(x)}, {"y": shape[:2]},
+    )["y"]  # fmt: skip
+    assert_close(y, x.mean((2, 3), np.float64))
+    dx = run_alone(
+        lambda b: calls.global_pool2d(b, "global_avg_pool2d_backward", shape, [b.external("dx"), b.external("dy")]),
+        {"dy": dy}, {"dx": (3, h, w, channels)},
+    )["dx"]  # fmt: skip
+    expected = np.broadcast_to((dy / np.float32(h * w))[:, None, None, :], dx.shape)
+    np.testing.assert_array_equal(dx, expected)
+
+
+# ------------------------------------------------------------------------------------------ batch norm
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 127, 128, 129, 1000])
+@pytest.mark.parametrize("columns", [1, VL + 1, 4 * VL, 5 * VL + 3])
+def test_batch_norm_over_slices_of_rows(rows, columns):
+    """Rows are cut into slices of 64 to 127, whose means and variances are merged; a far mean must not matter."""
+    x, dy = (normal((rows, columns), name) for name in ("x", "dy"))
+    x += np.linspace(-50, 50, columns, dtype=np.float32)
+    x += np.linspace(0, 3, rows, dtype=np.float32)[:, None]
+    gamma, beta = normal(columns, "gamma"), normal(columns, "beta")
+    inputs = {"x": x, "gamma": gamma, "beta": beta}
+    names = ["y", "mean", "rstd", "running_mean", "running_var"]
+
+    def forward(b):
+        args = [b.external(name) for name in (*names, *inputs)]
+        calls.batch_norm(b, "batch_norm", rows, columns, args, training=True, eps=1e-3, momentum=0.0)
+
+    # Read as well as written, so not among the outputs, which hold NaN.
+    running = {name: np.zeros(columns, np.float32) for name in names[3:]}
+    found = run_alone(forward, inputs | running, {"y": x.shape, "mean": (columns,), "rstd": (columns,)})
+    exact = x.astype(np.float64)
+    mean, var = exact.mean(0), exact.var(0)
+    rstd = 1 / np.sqrt(var + 1e-3)
+    normal_x = (exact - mean) * rstd
+    assert_close(found["mean"], mean, 1e-6)
+    assert_close(found["rstd"], rstd, 1e-5)
+    assert_close(running["running_var"], var, 1e-5, floor=1e-3)
+    if rows > 1:
+        assert_close(found["y"], normal_x * gamma + beta, 2e-5)
+
+    backward_inputs = {"dy": dy, "x": x, "mean": mean.astype(np.float32), "rstd": rstd.astype(np.float32)}
+
+    def backward(b):
+        args = [b.external(name) for name in ("dx", "dgamma", "dbeta", *backward_inputs, "gamma")]
+        calls.batch_norm(b, "batch_norm_backward", rows, columns, args, training=True, eps=1e-3)
+
+    outputs = {"dx": x.shape, "dgamma": (columns,), "dbeta": (columns,)}
+    found = run_alone(backward, backward_inputs | {"gamma": gamma}, outputs)
+    normal_x = (exact - backward_inputs["mean"]) * backward_inputs["rstd"]
+    dgamma, dbeta = (dy * normal_x).sum(0), dy.sum(0, dtype=np.float64)
+    assert_close(found["dgamma"], dgamma, 2e-5, floor=math.sqrt(rows))
+    assert_close(found["dbeta"], dbeta, 2e-6, floor=math.sqrt(rows))
+    dx = gamma * backward_inputs["rstd"] * (dy - dbeta / rows - normal_x * dgamma / rows)
+    assert_close(found["dx"], dx, 2e-5, floor=np.abs(gamma * rstd).max())
+
+
+# -------------------------------------------------------------------------------- losses and gradient norm
+
+
+@pytest.mark.parametrize("wants_gradient", [True, False])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, VL - 1), (63, 3), (64, VL), (200, 2 * VL + 3), (1, 500)])
+def test_losses_over_slices_of_rows(rows, columns, wants_gradient):
+    """Losses are added up in 64 slices; without a gradient cross entropy works in memory of each thread."""
+    z, t = 3 * normal((rows, columns)), generator(rows, columns).random((rows, columns)).astype(np.float32)
+    labels = generator("labels", rows).integers(0, columns, rows).astype(np.int32)
+    exact = z.astype(np.float64)
+    log_p = exact - exact.max(1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
+    losses = {
+        "softmax_cross_entropy": -log_p[np.arange(rows), labels].mean(),
+        "binary_cross_entropy": (np.maximum(exact, 0) - exact * t + np.log1p(np.exp(-np.abs(exact)))).mean(),
+        "mse": ((exact - t) ** 2).mean(),
+    }
+    one_hot = np.eye(columns)[labels]
+    gradients = {
+        "softmax_cross_entropy": (np.exp(log_p) - one_hot) / rows,
+        "binary_cross_entropy": (1 / (1 + np.exp(-exact)) - t) / z.size,
+        "mse": 2 * (exact - t) / z.size,
+    }
+    for kernel, expected in losses.items():
+
+        def build(b, kernel=kernel):
+            args = [b.external("loss"), b.external("gradient") if wants_gradient else None, b.external("z")]
+            args += [b.external("labels"), None] if kernel == "softmax_cross_entropy" else [b.external("t")]
+            calls.by_rows(b, kernel, rows, columns, args)
+
+        outputs = {"loss": (1,)} | ({"gradient": z.shape} if wants_gradient else {})
+        found = run_alone(build, {"z": z, "t": t, "labels": labels}, outputs)
+        assert_close(found["loss"][0], expected, 1e-6)
+        if wants_gradient:
+            assert_close(found["gradient"], gradients[kernel], 1e-6, floor=1 / rows)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 64, 515, 64 * 8 + 64 * 7, 100_003])
+def test_gradient_norm_and_one_that_is_added(size):
+    g = normal(size)
+
+    def build(b):
+        for kind in (0, 1):
+            b.call("gradient_norm", [b.external("total"), b.external("g")], size, size=size, kind=kind)
+
+    total = run_alone(build, {"g": g}, {"total": ((1,), np.float64)})["total"]
+    assert_close(total[0], 2 * (g.astype(np.float64) ** 2).sum(), 1e-14)
