@@ -1,0 +1,189 @@
+"""Matrix products: ours against PyTorch's (MKL) and NumPy's (OpenBLAS), in GFLOP/s and in shares of the machine's peak.
+
+    python benchmarks/gemm.py [--filter SUBSTR] [--seconds S] [--json FILE]
+
+A case is named M x K x N: c (M, N) = a (M, K) b (K, N); "ta" and "tb" say that a or b lies transposed in memory. Every
+contestant writes to a given array, and its result is compared with a product in double precision before it is timed;
+a difference ends the script with an error. Ours run as a plan on kept arrays, as a dense layer does, in turn with
+torch.mm in one process. NumPy runs in a process of its own, for its BLAS keeps a thread pool that disturbs, and is
+disturbed by, OpenMP's. The best of many runs counts; a run repeats a small product up to 1000 times, ours within one
+call into C, theirs in a loop of Python, so that the threads of one side have gone to sleep for most of the other's run.
+The peak is a measured loop of multiply-adds in registers, on all threads.
+A ratio above 1 means that ours take less time.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+TOLERANCE = 2e-6  # of sqrt(K) times the largest products
+FLOPS_A_RUN = 2e9
+MOST_REPEATS = 1000
+NUMPY_ONLY = "--numpy-only"
+
+Times = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Case:
+    m: int
+    k: int
+    n: int
+    trans_a: bool = False
+    trans_b: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.m}x{self.k}x{self.n}" + " ta" * self.trans_a + " tb" * self.trans_b
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.m * self.k * self.n
+
+    @property
+    def repeats(self) -> int:
+        return min(MOST_REPEATS, max(1, round(FLOPS_A_RUN / self.flops)))
+
+    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """a and b as they lie in memory."""
+        random = np.random.default_rng([self.m, self.k, self.n])
+        a = random.uniform(-1, 1, (self.k, self.m) if self.trans_a else (self.m, self.k)).astype(np.float32)
+        b = random.uniform(-1, 1, (self.n, self.k) if self.trans_b else (self.k, self.n)).astype(np.float32)
+        return a, b
+
+    def turned(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """a (M, K) and b (K, N), views of the inputs."""
+        return (a.T if self.trans_a else a), (b.T if self.trans_b else b)
+
+    def verify(self, who: str, c: np.ndarray) -> None:
+        a, b = self.turned(*self.inputs())
+        error = np.abs(a.astype(np.float64) @ b.astype(np.float64) - c).max() / math.sqrt(self.k)
+        if not error < TOLERANCE:
+            raise RuntimeError(f"{who} computes another {self.name}: it differs by {error:.1e} sqrt(K)")
+
+
+CASES = [
+    *(Case(n, n, n) for n in (64, 128, 256, 512, 1024, 2048)),
+    # layers of networks, and LeNet's, a digit classifier's and a two-class one's dense layers
+    Case(64, 1936, 160), Case(512, 84, 10), Case(2048, 64, 128), Case(64, 64, 10), Case(32, 512, 10),
+    Case(64, 1000, 2048), Case(10000, 784, 128), Case(128, 9216, 4096),
+    # tall, flat, thin
+    Case(4096, 64, 64), Case(64, 4096, 64), Case(64, 64, 4096), Case(8, 2048, 1000), Case(1, 2048, 1000),
+    Case(2000, 17, 33), Case(1021, 1019, 1013),
+    # backward passes
+    Case(1024, 1024, 1024, trans_a=True), Case(1024, 1024, 1024, trans_b=True), Case(64, 160, 1936, trans_b=True),
+    Case(512, 10, 84, trans_b=True), Case(784, 1000, 128, trans_a=True),
+]  # fmt: skip
+
+
+def numpy_function(case: Case) -> Callable[[], np.ndarray]:
+    a, b = case.turned(*case.inputs())
+    c = np.empty((case.m, case.n), np.float32)
+
+    def run() -> np.ndarray:
+        for _ in range(case.repeats):
+            np.matmul(a, b, out=c)
+        return c
+
+    return run
+
+
+def torch_function(case: Case) -> Callable[[], np.ndarray]:
+    import torch
+
+    a, b = (torch.from_numpy(array) for array in case.turned(*case.inputs()))
+    c = torch.empty(case.m, case.n)
+
+    def run() -> np.ndarray:
+        for _ in range(case.repeats):
+            torch.mm(a, b, out=c)
+        return c.numpy()
+
+    return run
+
+
+def our_function(case: Case) -> Callable[[], np.ndarray]:
+    from pycnn import calls
+    from pycnn.plan import Arena, PlanBuilder
+
+    a, b = case.inputs()
+    c = np.empty((case.m, case.n), np.float32)
+    builder = PlanBuilder()
+    buffers = [builder.external(name) for name in "cab"]
+    for _ in range(case.repeats):
+        calls.gemm(builder, case.m, case.n, case.k, *buffers, trans_a=case.trans_a, trans_b=case.trans_b)
+    plan = builder.finish()
+    binding = plan.bind({"a": a, "b": b, "c": c}, Arena(plan.arena_bytes))
+
+    def run() -> np.ndarray:
+        binding.run()
+        return c
+
+    return run
+
+
+def times(case: Case, contestants: dict[str, Callable[[Case], Callable[[], np.ndarray]]], seconds: float) -> Times:
+    """Verified times of one product."""
+    from pycnn.bench import best_time
+
+    functions = {name: make(case) for name, make in contestants.items()}
+    for name, function in functions.items():
+        case.verify(name, function())
+    return {name: time / case.repeats for name, time in best_time(functions, seconds).items()}
+
+
+def numpy_times(filter: str, seconds: float) -> dict[str, float]:
+    command = [sys.executable, __file__, NUMPY_ONLY, "--filter", filter, "--seconds", str(seconds)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Matrix products against MKL and OpenBLAS.")
+    parser.add_argument("--filter", default="", help="only the cases whose name contains this")
+    parser.add_argument("--seconds", type=float, default=0.4, help="for each contestant and case (default 0.4)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results here as well")
+    parser.add_argument(NUMPY_ONLY, action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    cases = [case for case in CASES if args.filter in case.name]
+    if not cases:
+        parser.error(f"no case contains {args.filter!r}")
+    if args.numpy_only:
+        print(json.dumps({c.name: times(c, {"numpy": numpy_function}, args.seconds)["numpy"] for c in cases}))
+        return
+
+    from pycnn import native
+
+    openblas = numpy_times(args.filter, args.seconds)
+    peak = native.peak_gflops()
+    print(f"{native.instruction_set()}, {native.get_num_threads()} threads, peak {peak:.0f} GFLOP/s")
+    print(f"{'':20}{'us':>12}{'GFLOP/s':>10}{'of peak':>9}{'MKL us':>12}{'ratio':>7}{'OpenBLAS us':>13}{'ratio':>7}")
+    rows = []
+    for case in cases:
+        best = times(case, {"ours": our_function, "torch": torch_function}, args.seconds)
+        ours, mkl, numpy = best["ours"], best["torch"], openblas[case.name]
+        rate = case.flops / ours / 1e9
+        rows.append(
+            {"case": case.name, "seconds": ours, "gflops": rate, "share_of_peak": rate / peak, "mkl_seconds": mkl,
+             "openblas_seconds": numpy, "ratio_mkl": mkl / ours, "ratio_openblas": numpy / ours}
+        )  # fmt: skip
+        print(f"{case.name:20}{ours * 1e6:12.2f}{rate:10.1f}{rate / peak:9.1%}{mkl * 1e6:12.2f}{mkl / ours:7.2f}"
+              f"{numpy * 1e6:13.2f}{numpy / ours:7.2f}", flush=True)  # fmt: skip
+    for peer in ("mkl", "openblas"):
+        print(f"geometric mean of the ratios, {peer}: {geometric_mean([row[f'ratio_{peer}'] for row in rows]):.2f}")
+    if args.json:
+        args.json.write_text(json.dumps({"peak_gflops": peak, "results": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
