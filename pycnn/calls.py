@@ -42,8 +42,10 @@ def rsck_strides(g: shapes.Conv2D) -> Strides:
     return {"w_tap": g.c // g.groups * g.k, "w_c": g.k, "w_k": 1}
 
 
-def _is_depthwise(g: shapes.Conv2D) -> bool:
-    return g.groups == g.c == g.k and g.groups > 1
+def _is_grouped(g: shapes.Conv2D) -> bool:
+    """Whether grouped.h convolves: few channels in and out a group, whose sums are no longer than product.h's."""
+    channels = max(g.c, g.k) // g.groups
+    return g.groups > 1 and channels <= 32 and channels * g.r * g.s <= 576
 
 
 def _whole(channels: int) -> int:
@@ -74,25 +76,33 @@ def conv2d(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buf
     if _uses_winograd(g, WINOGRAD, g.oh, g.ow, g.c, g.k):
         kernel = "winograd_conv2d"
     else:
-        kernel = "depthwise" if _is_depthwise(g) else "conv2d"
+        kernel = "grouped_conv2d" if _is_grouped(g) else "conv2d"
     b.call(kernel, [y, x, w, bias], _conv_work(g), **asdict(g), **strides)
 
 
 def conv2d_backward_data(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dy: Buffer, w: Buffer) -> None:
-    if _uses_winograd(g, WINOGRAD, g.h, g.w, g.k, g.c):
-        kernel = "winograd_backward_data"
-    else:
-        kernel = "depthwise_backward_data" if _is_depthwise(g) else "conv2d_backward_data"
+    winograd = _uses_winograd(g, WINOGRAD, g.h, g.w, g.k, g.c)
+    kernel = (
+        "winograd_conv2d_backward_data"
+        if winograd
+        else "grouped_conv2d_backward_data"
+        if _is_grouped(g)
+        else "conv2d_backward_data"
+    )
     b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides)
 
 
 def conv2d_backward_weights(
     b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dw: Buffer, x: Buffer, dy: Buffer
 ) -> None:
-    if _uses_winograd(g, WINOGRAD_WEIGHTS, g.oh, g.ow, g.c, g.k):
-        kernel = "winograd_backward_weights"
-    else:
-        kernel = "depthwise_backward_weights" if _is_depthwise(g) else "conv2d_backward_weights"
+    winograd = _uses_winograd(g, WINOGRAD_WEIGHTS, g.oh, g.ow, g.c, g.k)
+    kernel = (
+        "winograd_conv2d_backward_weights"
+        if winograd
+        else "grouped_conv2d_backward_weights"
+        if _is_grouped(g)
+        else "conv2d_backward_weights"
+    )
     b.call(kernel, [dw, x, dy], _conv_work(g), **asdict(g), **strides)
 
 

@@ -93,6 +93,8 @@ IMAGE_CASES = {
     "conv2d large batch of small images": conv2d((90, 30, 4, 4), (40, 30, 3, 4), padding=1),
     "Winograd by blocks of patches": conv2d((3, 40, 33, 31), (50, 40, 3, 3), padding=1),
     "Winograd by panels of filters": conv2d((2, 130, 10, 9), (140, 130, 3, 3), padding=1),
+    "conv2d small groups": conv2d((3, 72, 21, 20), (72, 8, 3, 3), padding=1, groups=9),
+    "conv2d small groups, stride 2": conv2d((5, 66, 31, 30), (88, 3, 3, 3), padding=1, stride=2, groups=22),
     "depthwise": conv2d((5, 70, 41, 40), (70, 1, 3, 3), padding=1, groups=70),
     "depthwise stride 2": conv2d((6, 50, 60, 61), (50, 1, 5, 5), padding=2, stride=2, groups=50),
     "depthwise with a multiplier": conv2d((3, 50, 41, 40), (100, 1, 3, 3), padding=1, groups=50),

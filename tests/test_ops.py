@@ -269,6 +269,41 @@ def test_conv2d_depthwise(channels, multiplier):
         check_conv2d((3, channels, 7, 9), (channels * multiplier, 1, *kernel), groups=channels, **options)
 
 
+@pytest.mark.parametrize(
+    ("channels", "filters"),
+    [(1, 1), (2, 2), (1, 2), (3, 1), (3, 3), (4, 4), (4, 8), (7, 5), (8, 8), (8, 3), (16, 16), (12, 20), (24, 24)]
+    + [(32, 32), (17, 32), (33, 32), (1, 33)],
+)
+def test_conv2d_of_small_groups(channels, filters):
+    """Slots of each size, full or not; rows of one tile, of two and of many; all lengths of runs of taps; the last
+    two take the path of large groups."""
+    for groups, width, kernel, options in (
+        (2, 10, (3, 3), {"padding": 1}),
+        (VL + 1, 11, (3, 3), {"padding": 1, "stride": 2}),
+        (3, 23, (1, 5), {"padding": ((0, 0), (2, 1))}),
+        (2, 21, (2, 4), {"padding": 3, "stride": (2, 3), "dilation": (2, 1)}),
+        (5, 9, (3, 3), {"padding": 2, "dilation": 2}),
+        (2, 13, (3, 4), {"padding": 1, "stride": 4, "dilation": 2}),
+    ):
+        shape = (2, groups * channels, 6, width)
+        check_conv2d(shape, (groups * filters, channels, *kernel), groups=groups, **options)
+
+
+def test_conv2d_of_groups_with_wide_rows():
+    """Rows longer than the running sums of the weights' gradients."""
+    check_conv2d((1, VL + 2, 3, 600), (VL + 2, 1, 3, 3), groups=VL + 2, padding=1)
+    check_conv2d((1, 16, 2, 521), (16, 8, 1, 3), groups=2, stride=2)
+
+
+def test_conv2d_of_groups_lets_a_nan_out_only_where_its_window_reaches():
+    for channels in (1, 4, 16):
+        x, w = np.zeros((1, 5 * channels, 6, 6), np.float32), normal((5 * channels, channels, 3, 3))
+        x[0, channels, 2, 2] = NAN
+        reached = np.zeros((1, 5 * channels, 6, 6), bool)
+        reached[:, channels : 2 * channels, 1:4, 1:4] = True
+        assert (np.isnan(ops.conv2d(x, w, groups=5, padding=1)) == reached).all()
+
+
 def test_conv2d_depthwise_of_many_rows():
     """More rows of outputs than the slices of a sum."""
     for channels in (5, 9 * VL + 1):

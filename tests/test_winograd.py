@@ -25,8 +25,8 @@ def run_kernels(x, w, b, dy, padding, weights):
     arrays |= {"dx": np.full_like(nhwc["x"], np.nan), "dw": np.full_like(arrays["w"], np.nan)}
     for kernel, names in (
         ("winograd_conv2d", ("y", "x", "w", "b")),
-        ("winograd_backward_data", ("dx", "dy", "w")),
-        ("winograd_backward_weights", ("dw", "x", "dy")),
+        ("winograd_conv2d_backward_data", ("dx", "dy", "w")),
+        ("winograd_conv2d_backward_weights", ("dw", "x", "dy")),
     ):
         builder = PlanBuilder()
         builder.call(kernel, [builder.external(name) for name in names], 1e9, **asdict(g), **strides)
@@ -105,7 +105,7 @@ def kernels_of(x_shape, w_shape, **options):
 
 
 def test_the_rule_takes_dense_3x3_layers_of_stride_1():
-    names = ["winograd_conv2d", "winograd_backward_data", "winograd_backward_weights"]
+    names = ["winograd_conv2d", "winograd_conv2d_backward_data", "winograd_conv2d_backward_weights"]
     for c, size in ((64, 56), (128, 28), (256, 14), (512, 7), (32, 32)):
         assert kernels_of((8, c, size, size), (c, c, 3, 3)) == names, (c, size)
 

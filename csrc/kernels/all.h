@@ -10,7 +10,7 @@
 #include "conv2d.h"
 #include "winograd.h"
 #include "winograd_weights.h"
-#include "depthwise.h"
+#include "grouped.h"
 #include "pool.h"
 #include "elementwise.h"
 #include "norm.h"

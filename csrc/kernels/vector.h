@@ -14,6 +14,8 @@ enum { VL = VEC_BYTES / 4 };
 #else
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
+/* Makes the compiler load again what it would otherwise keep in registers that are wanted for sums. */
+#define LOAD_AGAIN __asm__ volatile("" ::: "memory")
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
@@ -83,6 +85,25 @@ INLINE ivec lanes_below(int64_t n)
     return lane < (int32_t)n;
 }
 
+/* Each lane gets lane l of the 2^i lanes that it is one of; both are constants. */
+#if defined(__clang__)
+INLINE vec spread_lane(vec v, const int lanes, const int l)
+{
+    vec to = { 0 };
+    UNROLL for (int i = 0; i < VL; i++)
+        to[i] = v[i / lanes * lanes + l];
+    return to;
+}
+#else
+INLINE vec spread_lane(vec v, const int lanes, const int l)
+{
+    ivec from = { 0 };
+    UNROLL for (int i = 0; i < VL; i++)
+        from[i] = i / lanes * lanes + l;
+    return __builtin_shuffle(v, from);
+}
+#endif
+
 /* A fixed order: the lanes from the first to the last. */
 INLINE float lane_sum(vec v)
 {
@@ -103,7 +124,7 @@ INLINE int64_t line_floats(int64_t floats) { return round_up(floats, 16); }
 /* Where part i of n begins when `total` is cut into n even parts. */
 INLINE int64_t part_start(int64_t total, int64_t i, int64_t n) { return total / n * i + MIN(i, total % n); }
 /* Which part of these item `at` lies in. */
-INLINE int64_t part_of(int64_t total, int64_t at, int64_t n)
+INLINE int64_t part_holding(int64_t total, int64_t at, int64_t n)
 {
     const int64_t longer = total % n * (total / n + 1);
     return at < longer ? at / (total / n + 1) : total % n + (at - longer) / (total / n);

@@ -398,9 +398,9 @@ static void winograd_panels(const winograd *p, const winograd_space *s, float *o
     const int64_t v_part = PLACES * place_step(ceil_div(p->patches, s->parts) * channels);
 #pragma omp for schedule(static)
     for (int64_t patch = 0; patch < p->patches; patch++) {
-        const int64_t part = part_of(p->patches, patch, s->parts);
+        const int64_t part = part_holding(p->patches, patch, s->parts);
         const patch_range r = patch_part(p->patches, part, s->parts);
-        const int64_t g = part_of(r.patches, patch - r.first, r.groups);
+        const int64_t g = part_holding(r.patches, patch - r.first, r.groups);
         transform_patch(p, in, zeros, &r, g, patch - r.first - group_start(&r, g), v + part * v_part);
     }
 #pragma omp for schedule(dynamic, 1)
@@ -444,14 +444,14 @@ static void winograd_conv2d(const void *desc, void *const *args)
     run_winograd(&p, args[0], args[1], args[2], args[3], args[4]);
 }
 
-static int64_t winograd_backward_data_workspace(const void *desc, int64_t threads)
+static int64_t winograd_conv2d_backward_data_workspace(const void *desc, int64_t threads)
 {
     const winograd p = winograd_reversed(desc);
     return winograd_floats(&p, threads) * (int64_t)sizeof(float);
 }
 
 /* dx, dy, w */
-static void winograd_backward_data(const void *desc, void *const *args)
+static void winograd_conv2d_backward_data(const void *desc, void *const *args)
 {
     const winograd p = winograd_reversed(desc);
     run_winograd(&p, args[0], args[1], args[2], NULL, args[3]);

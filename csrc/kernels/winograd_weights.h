@@ -44,7 +44,7 @@ static int64_t kept_strips(const winograd_outer *o, int64_t threads)
     return o->chunks == 1 ? threads : panels(o->p.columns) * o->strips;
 }
 
-static int64_t winograd_backward_weights_workspace(const void *desc, int64_t threads)
+static int64_t winograd_conv2d_backward_weights_workspace(const void *desc, int64_t threads)
 {
     const winograd_outer o = winograd_weights_cut(desc);
     const int64_t zeros = line_floats(MAX(o.p.len, o.p.columns));
@@ -171,7 +171,7 @@ static void sum_patches(const winograd_outer *o, int64_t panel, int64_t l0, int6
 }
 
 /* dw, x, dy */
-static void winograd_backward_weights(const void *desc, void *const *args)
+static void winograd_conv2d_backward_weights(const void *desc, void *const *args)
 {
     const winograd_outer o = winograd_weights_cut(desc);
     const winograd *p = &o.p;
