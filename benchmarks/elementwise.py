@@ -4,10 +4,10 @@
 
 Each result is compared with PyTorch's in double precision before it is timed; a difference ends the script with an
 error. The first table has the sizes of typical networks: ours against PyTorch, in turn in one process, the best of
-many runs, in which what fits into the caches is there. Neither side allocates or records gradients: ours run as plans on kept arrays, as in a network, PyTorch
-writes to given tensors where its functions can (it may as well allocate, where that is faster). "best" is the better
-memory format of each side, "contiguous" has (N, C, H, W) memory on both sides, which ours transposes on the way in and
-out. A ratio above 1 means that ours take less time.
+many runs, in which what fits into the caches is there. Neither side allocates or records gradients: ours run as plans
+on kept arrays, as in a network; PyTorch writes to given tensors where its functions can (it may as well allocate,
+where that is faster). "best" is the better memory format of each side, "contiguous" has (N, C, H, W) memory on both
+sides, which ours transposes on the way in and out. A ratio above 1 means that ours take less time.
 
 The second table has arrays of four times the last-level cache: GB/s of the bytes that must move, and their share of
 what a plain copy reaches, which is measured in turn with each operation and counted by the same rule. Every input is
@@ -305,16 +305,17 @@ def activation(name: str, shape: tuple[int, ...]) -> Operation:
 def activation_backward(name: str, shape: tuple[int, ...]) -> Operation:
     dy, x = normal(*shape, seed=1), normal(*shape)
     alpha = shapes.ACTIVATION_OPTIONS[name].get("alpha", 0.0)
+    inputs = {"dy": dy, "x": x, "y": cnn.ops.activation(x, name)}
 
     def ours(o: Ours) -> None:
-        calls.activation_backward(o.builder, x.size, name, alpha, o.new("dx", shape), o.given("dy"), o.given("x"))
+        given = [o.given(name) for name in inputs]
+        calls.activation_backward(o.builder, x.size, name, alpha, o.new("dx", shape), *given)
 
     def peer(t: Tensors) -> list:
-        function, derivative = ACTIVATIONS[name]
-        y, dx = function(t["x"]), torch.empty_like(t["x"])
-        return [lambda: (derivative(t["dy"], t["x"], y, dx),)]
+        derivative, dx = ACTIVATIONS[name][1], torch.empty_like(t["x"])
+        return [lambda: (derivative(t["dy"], t["x"], t["y"], dx),)]
 
-    return Operation(f"{name} backward", text(shape), {"dy": dy, "x": x}, ours, peer, 3 * nbytes(x), has_images=False)
+    return Operation(f"{name} backward", text(shape), inputs, ours, peer, 3 * nbytes(x), has_images=False)
 
 
 def add(shape: tuple[int, ...]) -> Operation:

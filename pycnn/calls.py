@@ -172,8 +172,14 @@ def activation(b: PlanBuilder, size: int, name: str, alpha: float, y: Buffer, x:
     _elementwise(b, "activation", size, [y, x], _kind(name), alpha)
 
 
-def activation_backward(b: PlanBuilder, size: int, name: str, alpha: float, dx: Buffer, dy: Buffer, x: Buffer) -> None:
-    _elementwise(b, "activation_backward", size, [dx, dy, x], _kind(name), alpha)
+def activation_backward(
+    b: PlanBuilder, size: int, name: str, alpha: float, dx: Buffer, dy: Buffer, x: Buffer, y: Optional = None
+) -> None:
+    """y, where it is at hand, is taken instead of x by the functions whose derivative then costs less."""
+    if y is not None and name in ("sigmoid", "tanh"):
+        _elementwise(b, "activation_backward_of_y", size, [dx, dy, y], _kind(name))
+    else:
+        _elementwise(b, "activation_backward", size, [dx, dy, x], _kind(name), alpha)
 
 
 def _kind(name: str) -> int:

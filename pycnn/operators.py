@@ -325,7 +325,7 @@ class Activation(Operator):
 
     def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
         dx = c.new(c.node.output.shape)
-        calls.activation_backward(c.b, c.size(), self.name, self.alpha, dx, dy, c.x[0])
+        calls.activation_backward(c.b, c.size(), self.name, self.alpha, dx, dy, c.x[0], c.output)
         return [dx]
 
     def run(self, r: Run) -> Lists:

@@ -199,6 +199,23 @@ def test_batch_norm_over_slices_of_rows(rows, columns):
     assert_close(found["dx"], dx, 2e-5, floor=np.abs(gamma * rstd).max())
 
 
+# ---------------------------------------------------------------------------- activations from their value
+
+
+@pytest.mark.parametrize("name", list(shapes.ACTIVATION_OPTIONS))
+@pytest.mark.parametrize("size", [1, VL, VL + 1, 5001])
+def test_derivatives_of_activations_whose_value_is_at_hand(name, size):
+    x, dy = 3 * normal(size, "x"), normal(size, "dy")
+    alpha = shapes.ACTIVATION_OPTIONS[name].get("alpha", 0.0)
+    arrays = {"dy": dy, "x": x, "y": cnn.ops.activation(x, name)}
+
+    def build(b):
+        calls.activation_backward(b, size, name, alpha, b.external("dx"), *map(b.external, arrays))
+
+    dx = run_alone(build, arrays, {"dx": (size,)})["dx"]
+    assert_close(dx, cnn.ops.activation_backward(dy, x, name), 2e-7, floor=1)
+
+
 # -------------------------------------------------------------------------------- losses and gradient norm
 
 

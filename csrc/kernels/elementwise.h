@@ -56,6 +56,9 @@ static const struct {
     void (*backward)(float *dx, const float *dy, const float *x, int64_t size, float alpha);
 } activation_functions[] = { ACTIVATIONS(ACTIVATION_ENTRY) };
 
+#define ACTIVATION_KIND(name, forward, backward) KIND_##name,
+enum { ACTIVATIONS(ACTIVATION_KIND) };
+
 /* y, x */
 static void activation(const void *desc, void *const *args)
 {
@@ -78,10 +81,25 @@ static void activation_backward(const void *desc, void *const *args)
         activation_functions[d->kind].backward(dx + i, dy + i, x + i, MIN(ELEMENT_BLOCK, d->size - i), d->alpha);
 }
 
+/* dx, dy, y = f(x): sigmoid and tanh have derivatives that cost less from y, y (1 - y) and 1 - y^2. */
+static void activation_backward_of_y(const void *desc, void *const *args)
+{
+    const pycnn_elementwise own = *(const pycnn_elementwise *)desc, *d = &own;
+    float *dx = args[0];
+    const float *dy = args[1], *y = args[2];
+#pragma omp for schedule(static)
+    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
+        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
+            const vec v = load_n(y + i, d->size - i);
+            const vec slope = d->kind == KIND_tanh ? 1.0f - v * v : v * (1.0f - v);
+            store_n(dx + i, load_n(dy + i, d->size - i) * slope, d->size - i);
+        }
+}
+
 /* y, a, b; y may be a or b */
 static void add(const void *desc, void *const *args)
 {
-    const pycnn_elementwise *d = desc;
+    const pycnn_elementwise own = *(const pycnn_elementwise *)desc, *d = &own;
     float *y = args[0];
     const float *a = args[1], *b = args[2];
 #pragma omp for schedule(static)

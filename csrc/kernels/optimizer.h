@@ -18,7 +18,7 @@ INLINE vec used_gradient(const pycnn_update *d, const float *state, const float 
  * velocity = momentum velocity + g;  w -= lr velocity, or with Nesterov lr (g + momentum velocity). */
 static void sgd(const void *desc, void *const *args)
 {
-    const pycnn_update *d = desc;
+    const pycnn_update own = *(const pycnn_update *)desc, *d = &own;
     float *weights = args[0], *velocities = args[1];
     const float *gradients = args[2], *state = args[3], rate = state[LEARNING_RATE];
 #pragma omp for schedule(static)
@@ -46,7 +46,7 @@ INLINE vec vec_sqrt(vec v)
 /* w, first moment, second moment, gradient, state (Kingma and Ba 2015, algorithm 1). */
 static void adam(const void *desc, void *const *args)
 {
-    const pycnn_update *d = desc;
+    const pycnn_update own = *(const pycnn_update *)desc, *d = &own;
     float *weights = args[0], *first = args[1], *second = args[2];
     const float *gradients = args[3], *state = args[4];
     const float rate = state[LEARNING_RATE] / state[CORRECTION_1], root = state[CORRECTION_2];

@@ -7,9 +7,9 @@
  * Backward otherwise: for each row of inputs (shared among threads), for each input pixel: add up what it gets from
  *            each window that covers it, in the order of the windows.
  *
- * BY_SIZE gives the common sizes of a window, of a cell, or of the windows over a pixel, unrolled code of their own. Pixels of a
- * row are written from left to right, so the last vector of a pixel's channels may run into the `room` that the next
- * ones overwrite. Descriptors are copied, or the compiler would read them again after each store. */
+ * BY_SIZE gives the common sizes of a window, of a cell, or of the windows over a pixel, unrolled code of their own.
+ * Pixels of a row are written from left to right, so the last vector of a pixel's channels may run into the `room`
+ * that the next ones overwrite. Descriptors are copied, or the compiler would read them again after each store. */
 
 #define BY_SIZE(rows, columns, function, ...)         \
     do {                                              \
