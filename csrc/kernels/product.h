@@ -24,7 +24,7 @@ typedef struct {
     int64_t len, columns;            /* of a group: channels summed over, channels made */
     axis v, h;                       /* vertical, horizontal */
     const float *in;
-    int64_t in_pixel, in_channel;    /* floats from pixel to pixel, from channel to channel */
+    int64_t in_pixel, in_channel;    /* floats from pixel to pixel, from channel to channel; one of them is 1 */
     float *out;
     int64_t out_pixel;
     const float *w;                  /* tap t, l, column of group g: t * w_tap + l / inner * w_outer + ... */
@@ -34,7 +34,7 @@ typedef struct {
 } product;
 
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, PACK_STRIP = 16, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
-enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TILES_IN_PLACE = 2 };
+enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TILES_IN_PLACE = 12 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
 INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - panel * PANEL > VL ? 2 : 1; }
@@ -316,26 +316,41 @@ static void find_tiles(const block *b, block_tile *tiles)
     }
 }
 
+/* to[i][l] = from[l][i], by blocks of four rows, of which the last may repeat some of those before. */
+static void copy_turned(const float *from, int64_t step, int64_t rows, int64_t len, float *to, int64_t to_row)
+{
+    const int64_t whole = rows < 4 ? 0 : len / 4 * 4;
+    for (int64_t i = 0; i < rows; i += 4) {
+        const int64_t first = rows < 4 ? 0 : MIN(i, rows - 4);
+        for (int64_t l = 0; l < whole; l += 4)
+            transpose_4x4(from + l * step + first, step, to + first * to_row + l, to_row);
+    }
+    for (int64_t l = whole; l < len; l++)
+        for (int64_t i = 0; i < rows; i++)
+            to[i * to_row + l] = from[l * step + i];
+}
+
 /* Tile t of a block with one tap, l0..l1 of its rows copied side by side. */
 static void copy_tile(const block *b, const block_tile *tile, int64_t t, int64_t l0, int64_t l1, block_tile *copy)
 {
     static const tile_tap only_tap = { 0, 0 };
-    const int64_t step = b->p->in_channel;
+    const int64_t step = b->p->in_channel, to_row = chunk_length(1) + ROW_GAP;
+    float *to = b->rows + t * TILE_ROWS * to_row;
     *copy = *tile;
+    if (tile->in.taps == 0)
+        return;
     copy->in.tap = &only_tap;
     copy->in.x = copy->x;
-    for (int64_t i = 0; i < tile->rows && tile->in.taps; i++) {
-        float *to = b->rows + (t * TILE_ROWS + i) * (chunk_length(1) + ROW_GAP);
+    for (int64_t i = 0; i < tile->rows; i++) {
         const float *from = tile->in.x[i] + tile->in.tap->offset;
-        copy->x[i] = to;
+        copy->x[i] = to + i * to_row;
         if (from == b->zeros)
-            memset(to, 0, sizeof(float) * (size_t)(l1 - l0));
+            memset(to + i * to_row, 0, sizeof(float) * (size_t)(l1 - l0));
         else if (step == 1)
-            memcpy(to, from + l0, sizeof(float) * (size_t)(l1 - l0));
-        else
-            for (int64_t l = l0; l < l1; l++)
-                to[l - l0] = from[l * step];
+            memcpy(to + i * to_row, from + l0, sizeof(float) * (size_t)(l1 - l0));
     }
+    if (step != 1)
+        copy_turned(tile->in.x[0] + l0 * step, step, tile->rows, l1 - l0, to, to_row);
 }
 
 /* One panel of one chunk of l, by all tiles, whose rows may be copies. */
