@@ -27,6 +27,8 @@ from helpers import (
 )
 
 import pycnn as cnn
+from pycnn import calls, shapes
+from pycnn.plan import PlanBuilder, run_once
 
 ops = cnn.ops
 NAN, INF = math.nan, math.inf
@@ -518,15 +520,32 @@ def test_gemm_and_its_twin(m, n, k, trans_a, trans_b):
         assert_close(out, expected)
 
 
-@pytest.mark.parametrize("k", [511, 512, 513, 777])
+@pytest.mark.parametrize("k", [511, 512, 513, 768])
 def test_gemm_of_long_rows(k):
-    """Rows from 512 floats on are copied, 256 at a time, and each chunk adds to the last."""
-    for m, n in ((15, VL + 1), (113, 5), (7, 17 * VL + 1)):
+    """Rows are summed in chunks of 512, each added to the last. With few rows b is read where it lies, except for the
+    columns of a last panel that is not full: both sides of that limit, in tiles of 6, 12 and 14 rows."""
+    for m, n in ((15, VL + 1), (72, 4 * VL), (73, 5), (7, 17 * VL + 1), (144, 3 * VL), (169, 2 * VL + 1)):
         a, b = gemm_arrays(m, n, k, False, False)
         out = normal((m, n), "out")
         expected = gemm_double(a, b, alpha=0.5, beta=-1, out=out)
         assert_close(ops.gemm(a, b, alpha=0.5, beta=-1, out=out), expected)
         assert_close(ops.gemm(np.ascontiguousarray(a.T), b, trans_a=True), gemm_double(a, b))
+
+
+@pytest.mark.parametrize("c", [1, 3, 17, VL - 1, VL, VL + 1])
+@pytest.mark.parametrize(("k", "groups"), [(VL, 1), (2 * VL, 1), (4 * VL, 2), (4 * VL + 3, 1)])
+def test_conv2d_with_the_weights_of_layers(c, k, groups):
+    """Few pixels and weights (R, S, C/groups, K), whose filters lie side by side: they are read where they lie."""
+    x, w, b = normal((1, 5, 4, c * groups), "x"), normal((3, 3, c, k), "w"), normal(k, "b")
+    g = shapes.conv2d("conv2d", (1, c * groups, 5, 4), (k, c, 3, 3), stride=1, padding=1, dilation=1, groups=groups)
+    y = np.empty((1, g.oh, g.ow, k), np.float32)
+    builder = PlanBuilder()
+    calls.conv2d(builder, g, calls.rsck_strides(g), *(builder.external(name) for name in "yxwb"))
+    run_once(builder.finish(), {"x": x, "y": y, "w": w, "b": b})
+    padded = np.pad(x[0].astype(np.float64), ((1, 1), (1, 1), (0, 0))).reshape(7, 6, groups, c)
+    weights = w.astype(np.float64).reshape(3, 3, c, groups, k // groups)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (0, 1))
+    assert_close(y[0], np.einsum("hwgcrs,rscgk->hwgk", windows, weights).reshape(5, 4, k) + b)
 
 
 def outs():
