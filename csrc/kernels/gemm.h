@@ -67,24 +67,48 @@ static int64_t column_sums_workspace(const void *desc, int64_t threads)
     return sum_slices(d) * d->columns * (int64_t)sizeof(float);
 }
 
+/* Sums of some vectors of columns over rows, `at_once` of them next to each other. */
+INLINE void sum_rows(const int vectors, const int at_once, const float *in, int64_t rows, int64_t row, float *out,
+                     int64_t columns)
+{
+    vec sum[8];
+    UNROLL for (int i = 0; i < vectors * at_once; i++)
+        sum[i] = splat(0);
+    int64_t i = 0;
+    for (; i + at_once <= rows; i += at_once)
+        UNROLL for (int u = 0; u < at_once; u++)
+            UNROLL for (int j = 0; j < vectors; j++)
+                sum[u * vectors + j] = sum[u * vectors + j] + load_n(in + (i + u) * row + j * VL, columns - j * VL);
+    for (; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++)
+            sum[j] = sum[j] + load_n(in + i * row + j * VL, columns - j * VL);
+    UNROLL for (int half = at_once / 2; half > 0; half /= 2)
+        UNROLL for (int u = 0; u < half * vectors; u++)
+            sum[u] = sum[u] + sum[u + half * vectors];
+    UNROLL for (int j = 0; j < vectors; j++)
+        store_n(out + j * VL, sum[j], columns - j * VL);
+}
+
 static void column_sums(const void *desc, void *const *args)
 {
     const pycnn_matrix *d = desc;
     float *out = args[0], *partials = args[2];
     const float *in = args[1];
-    const int64_t slices = sum_slices(d), strips = ceil_div(d->columns, VL);
+    const int64_t slices = sum_slices(d), strips = ceil_div(d->columns, 8 * VL);
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < slices * strips; task++) {
-        const int64_t slice = task / strips, j = task % strips * VL, n = MIN(VL, d->columns - j);
-        const int64_t end = part_start(d->rows, slice + 1, slices);
-        vec sum[4] = { splat(0), splat(0), splat(0), splat(0) };
-        int64_t i = part_start(d->rows, slice, slices);
-        for (; i + 4 <= end; i += 4)
-            UNROLL for (int u = 0; u < 4; u++)
-                sum[u] = sum[u] + load_n(in + (i + u) * d->columns + j, n);
-        for (; i < end; i++)
-            sum[0] = sum[0] + load_n(in + i * d->columns + j, n);
-        store_n(partials + slice * d->columns + j, (sum[0] + sum[1]) + (sum[2] + sum[3]), n);
+        const int64_t slice = task / strips, first = part_start(d->rows, slice, slices);
+        const int64_t rows = part_start(d->rows, slice + 1, slices) - first;
+        const float *from = in + first * d->columns;
+        float *to = partials + slice * d->columns;
+        const int64_t end = MIN(d->columns, (task % strips + 1) * 8 * VL);
+        int64_t j = task % strips * 8 * VL;
+        for (; end - j >= 8 * VL; j += 8 * VL)
+            sum_rows(8, 1, from + j, rows, d->columns, to + j, 8 * VL);
+        for (; end - j >= 2 * VL; j += 2 * VL)
+            sum_rows(2, 4, from + j, rows, d->columns, to + j, 2 * VL);
+        for (; j < end; j += VL)
+            sum_rows(1, 8, from + j, rows, d->columns, to + j, end - j);
     }
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < d->columns; j++) {

@@ -24,8 +24,8 @@ typedef struct {
     int64_t w_tap, inner, w_outer, w_inner, w_column, w_group;
 } outer;
 
-/* A chunk's part of dy takes half of a first-level cache of 32 KB. */
-enum { CHUNK_PIXELS = 16384 / (PANEL * 4), SLICE_CHUNKS = 2, MAX_SLICES = 16, WANTED_TASKS = 8, PART_ROWS = 128 };
+enum { MIN_CHUNK = 128, MAX_CHUNK = 8192 / PANEL, CHUNK_FLOATS = 49152, WIDE_PIXEL = 256, AHEAD_PIXELS = 4 };
+enum { SLICE_CHUNKS = 2, MAX_SLICES = 16, WANTED_TASKS = 8, PART_ROWS = 128 };
 
 /* out[i][j] = or += sum over images, over rows of n pixels: x[pixel][i] * dy[pixel][j] */
 typedef struct {
@@ -35,9 +35,22 @@ typedef struct {
     float *out;
     int64_t out_row, columns;                            /* columns: how many of the vectors' lanes are stored */
     int adds;
+    const char *ahead;                                   /* to prefetch: a line with every AHEAD_PIXELS pixels */
+    int64_t ahead_step;                                  /* bytes from line to line */
 } outer_tile;
 
 typedef void (*outer_function)(const outer_tile *t);
+
+INLINE void outer_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2], const outer_tile *t, int64_t columns)
+{
+    if (t->adds)
+        UNROLL for (int i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < vectors; j++)
+                acc[i][j] = load_n(t->out + i * t->out_row + j * VL, columns - j * VL) + acc[i][j];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++)
+            store_n(t->out + i * t->out_row + j * VL, acc[i][j], columns - j * VL);
+}
 
 INLINE void outer_product(const int rows, const int vectors, const outer_tile *t)
 {
@@ -47,11 +60,14 @@ INLINE void outer_product(const int rows, const int vectors, const outer_tile *t
             acc[i][j] = (vec){ 0 };
             __builtin_prefetch(t->out + i * t->out_row + j * VL, 1);
         }
+    const char *ahead = t->ahead;
+    int64_t pixel = 0;
     for (int64_t image = 0; image < t->images; image++)
         for (int64_t row = 0; row < t->rows; row++) {
             const float *x = t->x + image * t->x_image + row * t->x_row;
             const float *dy = t->dy + image * t->dy_image + row * t->dy_row;
-            for (int64_t n = t->n; n > 0; n--, x += t->x_step, dy += vectors * VL) {
+            for (const int64_t end = pixel + t->n; pixel < end; pixel++, x += t->x_step, dy += vectors * VL) {
+                __builtin_prefetch(ahead + pixel / AHEAD_PIXELS * t->ahead_step, 0, 2);
                 vec b[2];
                 UNROLL for (int j = 0; j < vectors; j++)
                     b[j] = load(dy + j * VL);
@@ -62,13 +78,10 @@ INLINE void outer_product(const int rows, const int vectors, const outer_tile *t
                 }
             }
         }
-    if (t->adds)
-        UNROLL for (int i = 0; i < rows; i++)
-            UNROLL for (int j = 0; j < vectors; j++)
-                acc[i][j] = load_n(t->out + i * t->out_row + j * VL, t->columns - j * VL) + acc[i][j];
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < vectors; j++)
-            store_n(t->out + i * t->out_row + j * VL, acc[i][j], t->columns - j * VL);
+    if (t->columns >= vectors * VL)
+        outer_finish(rows, vectors, acc, t, vectors * VL);
+    else
+        outer_finish(rows, vectors, acc, t, t->columns);
 }
 
 #define OUTER_FUNCTION(rows, vectors)                                                                         \
@@ -92,7 +105,7 @@ typedef struct {
 } outer_cut;
 
 /* Pixels far apart share few cache sets and many pages: then the task's part of them is copied side by side. */
-INLINE int copies_x(const outer *p) { return p->x_pixel > 256; }
+INLINE int copies_x(const outer *p) { return p->x_pixel > WIDE_PIXEL; }
 
 /* The positions of an axis that some taps read for some outputs. */
 typedef struct { int64_t first, step, count; } span;
@@ -107,15 +120,22 @@ INLINE int64_t most_positions(const axis *a, int64_t taps, int64_t outputs)
     return taps == 1 ? outputs : MIN(a->in, (outputs - 1) * a->stride + (taps - 1) * a->dilation + 1);
 }
 
+/* A longer chunk loads and stores the sums less often; it should lie in L2 with the next one, which is prefetched. */
+INLINE int64_t chunk_pixels(const outer *p)
+{
+    const int64_t x_floats = copies_x(p) ? WIDE_PIXEL : p->x_pixel * p->v.stride * p->h.stride;
+    return MAX(MIN_CHUNK, MIN(MAX_CHUNK, CHUNK_FLOATS / x_floats));
+}
+
 static void cut_chunks(const outer *p, outer_cut *c)
 {
-    const int64_t across = ceil_div(p->h.out, CHUNK_PIXELS);
+    const int64_t pixels = chunk_pixels(p), across = ceil_div(p->h.out, pixels);
     c->width = ceil_div(p->h.out, across);
     c->across = ceil_div(p->h.out, c->width);
-    c->down = ceil_div(p->v.out, MAX(1, CHUNK_PIXELS / c->width));
+    c->down = ceil_div(p->v.out, MAX(1, pixels / c->width));
     c->rows = ceil_div(p->v.out, c->down);
     c->down = ceil_div(p->v.out, c->rows);
-    const int64_t most = c->down * c->across == 1 ? MAX(1, CHUNK_PIXELS / (c->rows * c->width)) : 1;
+    const int64_t most = c->down * c->across == 1 ? MAX(1, pixels / (c->rows * c->width)) : 1;
     const int64_t several = ceil_div(p->images, most);
     c->images = ceil_div(p->images, MAX(1, several));
     c->chunks = several * c->down * c->across;
@@ -169,6 +189,9 @@ static span positions(const axis *a, int64_t t0, int64_t t1, int64_t o0, int64_t
     return (span){ first, 1, MAX(0, end - first) };
 }
 
+/* Lines of memory to prefetch. */
+typedef struct { const char *at; int64_t step, lines; } ahead;
+
 /* A task's share of one chunk: images n0..n1, rows oh0..oh1, columns ow0..ow1. */
 typedef struct {
     const outer *p;
@@ -180,6 +203,8 @@ typedef struct {
     float *out;              /* the group's [tap][l][column] */
     int64_t out_tap, out_row;
     int adds;
+    int64_t next_dy;         /* floats from this chunk's dy to the next one's */
+    ahead x_ahead, dy_ahead; /* what the next chunk adds to x; the next panel of dy, which comes first */
 } outer_share;
 
 INLINE int64_t block_start(const outer_share *s, int64_t block) { return part_start(s->p->len, block, s->c->blocks); }
@@ -197,13 +222,20 @@ static void copy_box(const outer_share *s, int64_t l0, int64_t len)
         }
 }
 
+/* Where dy of a share begins. */
+INLINE int64_t dy_start(const outer_share *s)
+{
+    const outer *p = s->p;
+    return ((s->n0 * p->v.out + s->oh0) * p->h.out + s->ow0) * p->dy_pixel + s->group * p->columns;
+}
+
 /* The chunk's part of dy's panel, without gaps and padded with zeros to full vectors. */
 static void panel_of_dy(const outer_share *s, int64_t panel, int64_t vectors, outer_tile *t)
 {
     const outer *p = s->p;
     const int64_t width = s->ow1 - s->ow0, lanes = vectors * VL, columns = p->columns - panel * PANEL;
     const int64_t row = p->h.out * p->dy_pixel, image = p->v.out * row;
-    const float *dy = p->dy + s->n0 * image + s->oh0 * row + s->ow0 * p->dy_pixel + s->group * p->columns + panel * PANEL;
+    const float *dy = p->dy + dy_start(s) + panel * PANEL;
     t->dy = dy;
     t->dy_row = row;
     t->dy_image = image;
@@ -235,6 +267,35 @@ INLINE void join_rows(outer_tile *t, int64_t lanes)
     }
 }
 
+/* Where the part of x that a share reads ends. */
+INLINE int64_t x_end(const outer_share *s)
+{
+    const axis *v = &s->p->v, *h = &s->p->h;
+    const int64_t row = MIN(v->in, position(v, v->taps - 1, s->oh1 - 1) + 1);
+    const int64_t column = MIN(h->in, position(h, h->taps - 1, s->ow1 - 1) + 1);
+    return (((s->n1 - 1) * v->in + row - 1) * h->in + column) * s->p->x_pixel;
+}
+
+static void prefetch_with(outer_share *s, outer_tile *t)
+{
+    ahead *a = s->dy_ahead.lines > 0 ? &s->dy_ahead : &s->x_ahead;
+    const int64_t lines = MIN(a->lines, ceil_div(t->images * t->rows * t->n, AHEAD_PIXELS));
+    t->ahead = a->at;
+    t->ahead_step = lines > 0 ? a->step : 0;
+    a->at += lines * a->step;
+    a->lines -= lines;
+}
+
+/* The last floats of the next panel's pixels: where a panel lies across two lines, its first is the last panel's. */
+static void prefetch_panel_after(outer_share *s, int64_t panel)
+{
+    const outer *p = s->p;
+    const int64_t next = panel + 1 < s->last_panel ? (panel + 1) * PANEL : s->first_panel * PANEL + s->next_dy;
+    const int64_t lines = (s->n1 - s->n0) * (s->oh1 - s->oh0) * (s->ow1 - s->ow0);
+    const float *from = p->dy + dy_start(s) + MIN(next + PANEL, p->columns + s->next_dy) - 1;
+    s->dy_ahead = (ahead){ (const char *)from, p->dy_pixel * (int64_t)sizeof(float), lines };
+}
+
 /* A tap (r, c) of one block; `t` has dy's panel and the block's x. */
 static void add_tap(outer_share *s, int64_t r, int64_t c, int vectors, int64_t rows, int64_t x_pixel, outer_tile t)
 {
@@ -260,6 +321,7 @@ static void add_tap(outer_share *s, int64_t r, int64_t c, int vectors, int64_t r
         join_rows(&t, vectors * VL);
     }
     t.out += (r * p->h.taps + c) * s->out_tap;
+    prefetch_with(s, &t);
     outer_functions[vectors - 1][rows - 1](&t);
 }
 
@@ -285,6 +347,7 @@ static void add_box(outer_share *s, int64_t r0, int64_t c0)
         const int vectors = panel_vectors(p->columns, panel);
         t.columns = p->columns - panel * PANEL;
         panel_of_dy(s, panel, vectors, &t);
+        prefetch_panel_after(s, panel);
         for (int64_t b = s->first_block; b < s->last_block; b++) {
             const int64_t l0 = block_start(s, b), rows = block_start(s, b + 1) - l0;
             t.x = x + l0 - first;
@@ -296,7 +359,7 @@ static void add_box(outer_share *s, int64_t r0, int64_t c0)
     }
 }
 
-static void add_chunk(outer_share *s, int64_t chunk)
+static void find_chunk(outer_share *s, int64_t chunk)
 {
     const outer *p = s->p;
     const outer_cut *c = s->c;
@@ -306,6 +369,19 @@ static void add_chunk(outer_share *s, int64_t chunk)
     s->oh1 = MIN(p->v.out, s->oh0 + c->rows);
     s->ow0 = chunk % c->across * c->width;
     s->ow1 = MIN(p->h.out, s->ow0 + c->width);
+}
+
+static void add_chunk(outer_share *s, int64_t chunk)
+{
+    const outer *p = s->p;
+    const outer_cut *c = s->c;
+    const int64_t next = MIN(chunk + 1, c->chunks - 1);
+    find_chunk(s, next);
+    const int64_t next_x = x_end(s), next_dy = dy_start(s);
+    find_chunk(s, chunk);
+    const int64_t x = x_end(s);
+    s->next_dy = next_dy - dy_start(s);
+    s->x_ahead = (ahead){ (const char *)(p->x + x), 64, copies_x(p) || p->groups > 1 ? 0 : MAX(0, next_x - x) / 16 };
     for (int64_t r = 0; r < p->v.taps; r += c->v_taps)
         for (int64_t j = 0; j < p->h.taps; j += c->h_taps)
             add_box(s, r, j);
