@@ -59,7 +59,7 @@ INLINE int64_t tap_position(const axis *a, int64_t o, int64_t t)
 /* The channels in a plane: lane i * slot + l holds channel first + i * floats + l for i < pieces, l < floats. */
 typedef struct { int64_t group, column, first, pieces, floats; int dense; } plane_part;
 
-/* Taps that read neighbours in a copied row: where the first reads, its weights, from tap to tap of the weights. */
+/* Taps that read neighbours in a copied row: where the first reads, its weights, from one tap's to the next's. */
 typedef struct { int64_t taps, x, w, w_step; } tap_run;
 
 /* A phase of a row of outputs, as in product.h, with its taps in runs. */
@@ -131,15 +131,12 @@ static plane_part part_of(const grouped *g, const grouped_layout *s, int64_t pla
     return p;
 }
 
-INLINE vec load_part(const grouped_layout *s, const plane_part *p, const float *pixel)
+/* Between channels side by side and slots: the steps are those from group to group. */
+INLINE void copy_lanes(const plane_part *p, const float *from, int64_t from_step, float *to, int64_t to_step)
 {
-    if (p->dense)
-        return load_n(pixel + p->first, p->pieces * p->floats);
-    vec v = { 0 };
     for (int64_t i = 0; i < p->pieces; i++)
         for (int64_t l = 0; l < p->floats; l++)
-            v[i * s->slot + l] = pixel[p->first + i * p->floats + l];
-    return v;
+            to[i * to_step + l] = from[i * from_step + l];
 }
 
 /* Lanes without a filter or without an input are zero. */
@@ -158,7 +155,10 @@ static void pack_grouped(const grouped *g, const grouped_layout *s, const float 
                     for (int64_t j = 0; j < p.floats; j++)
                         to[i * s->slot + j] = from[i * g->w_group + j * g->w_out];
             }
-        store(packed + s->packed + plane * VL, bias ? load_part(s, &p, bias) : splat(0));
+        float *shift = packed + s->packed + plane * VL;
+        store(shift, splat(0));
+        if (bias)
+            copy_lanes(&p, bias + p.first, p.floats, shift, s->slot);
     }
 }
 
@@ -207,7 +207,7 @@ static void find_runs(const grouped_layout *s, const phase *f, int64_t longest, 
     }
 }
 
-/* The ring begins as zeros, which stay around the copied pixels: the padding. */
+/* Pixels begin as zeros, which stay in the padding of copied rows and in the empty lanes of slots. */
 static grouped_worker start_worker(const grouped *g, const grouped_layout *s, int64_t longest, float *workspace)
 {
     char *own = (char *)workspace + omp_get_thread_num() * s->worker_bytes;
@@ -224,7 +224,7 @@ static grouped_worker start_worker(const grouped *g, const grouped_layout *s, in
     }
     for (int64_t i = 0; i < s->depth; i++)
         t.held[i] = -1;
-    memset(t.ring, 0, sizeof(float) * (size_t)(s->block * s->ring_plane));
+    memset(own + s->pixels_at, 0, (size_t)(s->worker_bytes - s->pixels_at));
     return t;
 }
 
@@ -261,7 +261,8 @@ static void copy_pixels(const grouped_layout *s, const plane_part *parts, int64_
     } else {
         for (int64_t plane = 0; plane < planes; plane++, to += to_plane)
             for (int64_t i = 0; i < n; i++)
-                store(to + i * VL, load_part(s, parts + plane, from + i * step));
+                copy_lanes(parts + plane, from + i * step + parts[plane].first, parts[plane].floats, to + i * VL,
+                           s->slot);
     }
 }
 
@@ -326,6 +327,7 @@ typedef struct {
     const tap_run *steps;
     const int64_t *ends;
     const float *x, *w, *bias;
+    int64_t inputs;                  /* of a slot's lanes; looked at where slots are whole vectors */
     int64_t pixels;
     float *y;
     int64_t y_step, lanes;
@@ -363,7 +365,7 @@ INLINE void grouped_products(const int slot, const int width, const grouped_row 
             for (; run < t->steps + t->ends[taps]; run++) {
                 const float *x = t->x + run->x + first * VL, *w = t->w + run->w;
                 if (slot == VL)
-                    for (int l = 0; l < slot; l++)
+                    for (int l = 0; l < t->inputs; l++)
                         add_products(slot, width, taps, l, run, x, w, acc);
                 else
                     UNROLL for (int l = 0; l < slot; l++)
@@ -440,16 +442,6 @@ static const grouped_row_function grouped_rows[][TILE_PIXELS] = { SLOTS(SLOT_ROW
 static const grouped_sum_function grouped_sums[][TILE_PIXELS] = { SLOTS(SLOT_SUMS) };
 static const int64_t grouped_taps[] = { SLOTS(SLOT_TAPS) };
 
-/* Moves n pixels, made as whole vectors, to where their channels lie side by side. */
-static void store_part(const grouped_layout *s, const plane_part *p, const float *pixels, int64_t n, float *y,
-                       int64_t y_step)
-{
-    for (int64_t o = 0; o < n; o++, y += y_step, pixels += VL)
-        for (int64_t i = 0; i < p->pieces; i++)
-            for (int64_t l = 0; l < p->floats; l++)
-                y[i * p->floats + l] = pixels[i * s->slot + l];
-}
-
 /* A row of an image's outputs, for the planes of a block. */
 static void output_row(grouped_worker *t, const grouped_task *k, const float *in, const float *packed, float *out)
 {
@@ -465,13 +457,14 @@ static void output_row(grouped_worker *t, const grouped_task *k, const float *in
             const int64_t plane = k->block * s->block + i, step = f->step * pixel;
             const grouped_row row = {
                 .steps = t->steps, .ends = t->ends, .x = t->ring + slot_start(s, i),
-                .w = packed + plane * s->plane_floats, .bias = packed + s->packed + plane * VL, .pixels = f->count,
+                .w = packed + plane * s->plane_floats, .bias = packed + s->packed + plane * VL,
+                .inputs = MIN(VL, t->g->in), .pixels = f->count,
                 .y = p->dense ? first + p->first : t->pixels, .y_step = p->dense ? step : VL,
                 .lanes = p->dense ? p->pieces * p->floats : VL,
             };
             grouped_rows[s->kind][width - 1](&row);
-            if (!p->dense)
-                store_part(s, p, t->pixels, f->count, first + p->first, step);
+            for (int64_t o = 0; !p->dense && o < f->count; o++)
+                copy_lanes(p, t->pixels + o * VL, s->slot, first + p->first + o * step, p->floats);
         }
     }
 }
