@@ -25,7 +25,7 @@
  *     dw = sum of the slices, from the first to the last                             shared among threads */
 
 enum { TILE_PIXELS = 10, LONGEST_RUN = 3, BLOCK_BYTES = 131072, GROUPED_TASKS = 32, LEAST_ROWS = 8 };
-enum { GROUPED_SLICES = 16, SLICES_FLOATS = 262144, SUM_PIXELS = 256 };
+enum { LINE_PLANES = MAX(1, 16 / VL), GROUPED_SLICES = 16, SLICES_FLOATS = 262144, SUM_PIXELS = 256 };
 
 typedef struct {
     int64_t images, groups, in, out;             /* in, out: channels of a group */
@@ -105,7 +105,7 @@ static grouped_layout lay_out(const grouped *g)
     s.depth = (g->v.taps - 1) * g->v.dilation / (g->v.backward ? g->v.stride : 1) + 1;
     s.ring_plane = s.depth * s.row;
 
-    const int64_t unit = MAX(s.slot_planes, 16 / VL), plane_bytes = (s.ring_plane + s.plane_floats) * 4;
+    const int64_t unit = MAX(s.slot_planes, LINE_PLANES), plane_bytes = (s.ring_plane + s.plane_floats) * 4;
     s.blocks = ceil_div(s.planes, MAX(unit, BLOCK_BYTES / plane_bytes / unit * unit));
     s.block = round_up(ceil_div(s.planes, s.blocks), unit);
     s.blocks = ceil_div(s.planes, s.block);
@@ -462,6 +462,8 @@ static void output_row(grouped_worker *t, const grouped_task *k, const float *in
                 .y = p->dense ? first + p->first : t->pixels, .y_step = p->dense ? step : VL,
                 .lanes = p->dense ? p->pieces * p->floats : VL,
             };
+            for (int64_t o = 0; i % LINE_PLANES == 0 && o < f->count; o++) /* for the next row */
+                __builtin_prefetch(first + h->out * pixel + o * step + p->first, 1, 2);
             grouped_rows[s->kind][width - 1](&row);
             for (int64_t o = 0; !p->dense && o < f->count; o++)
                 copy_lanes(p, t->pixels + o * VL, s->slot, first + p->first + o * step, p->floats);
