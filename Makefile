@@ -1,5 +1,5 @@
 # make demo    build, train a CNN on real digits, compare speeds        make test      everything that CI checks
-# make bench   the benchmarks, with PyTorch if it is installed          make sanitize  kernel tests under ASan, UBSan
+# make bench   all benchmarks, against PyTorch (TORCH=... to choose it)  make sanitize  kernel tests under ASan, UBSan
 # make format  ruff's formatting                                        make clean     remove what these made
 
 PYTHON ?= python3
@@ -10,6 +10,7 @@ SOURCES := $(shell find csrc pycnn -name '*.[ch]' -o -name '*.def' -o -name '*.p
 C_FILES := csrc/dispatch.c csrc/plan.c $(wildcard csrc/isa/*.c)
 C_CHECK := -std=gnu11 -O1 -fopenmp -Wall -Wextra -Werror -fsyntax-only
 AARCH64_CC := aarch64-linux-gnu-gcc
+TORCH ?= torch
 
 # Nothing may import the sources that lie in this folder instead of what is installed.
 export PYTHONSAFEPATH := 1
@@ -56,7 +57,9 @@ smoke: $(VENV)/.wheel
 	cd $(VENV) && smoke/bin/python ../tests/smoke.py ../dist
 
 bench: $(VENV)/.installed
+	$(BIN)/python -c 'import torch' 2> /dev/null || $(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pycnn bench
+	for script in conv gemm elementwise; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 sanitize: | $(BIN)/python
 	sh tools/sanitize.sh $(VENV)
