@@ -1,7 +1,7 @@
 /* Copies, and the transpositions between the planes of a contiguous array and channels-last pixels:
  * out[n][j][i] = in[n][i][j].
  *
- *     for each matrix, block of it (shared among threads), tile of 16 x 16 of the block, 4 x 4 of the tile: in registers
+ *     for each matrix, block of it (shared among threads), tile of 16 x 16 of the block, 4 x 4 of the tile
  *
  * Blocks are short along the longer side of the matrix, so that the pixels of a block stay in a cache while all of
  * their channels come or go; tiles, and the parts of a tile, first go along the longer side, where few lines of many

@@ -167,8 +167,9 @@ static void binary_cross_entropy(const void *desc, void *const *args)
     const int64_t count = d->rows * d->columns;
 #pragma omp for schedule(static)
     for (int64_t slice = 0; slice < LOSS_SLICES; slice++) {
+        const int64_t last = part_start(count, slice + 1, LOSS_SLICES);
         double loss = 0;
-        for (int64_t at = part_start(count, slice, LOSS_SLICES); at < part_start(count, slice + 1, LOSS_SLICES); at++) {
+        for (int64_t at = part_start(count, slice, LOSS_SLICES); at < last; at++) {
             const float z = logits[at], t = targets[at], small = expf(-fabsf(z));
             loss += (z < 0 ? 0 : z) - z * t + log1pf(small);
             if (dlogits)
@@ -179,7 +180,10 @@ static void binary_cross_entropy(const void *desc, void *const *args)
     mean_loss(args[0], sums, count);
 }
 
-static int64_t mse_workspace(const void *desc, int64_t threads) { return binary_cross_entropy_workspace(desc, threads); }
+static int64_t mse_workspace(const void *desc, int64_t threads)
+{
+    return binary_cross_entropy_workspace(desc, threads);
+}
 
 /* loss, dy or NULL, y, targets: mean of (y - t)^2 */
 static void mse(const void *desc, void *const *args)
@@ -191,8 +195,9 @@ static void mse(const void *desc, void *const *args)
     const int64_t count = d->rows * d->columns;
 #pragma omp for schedule(static)
     for (int64_t slice = 0; slice < LOSS_SLICES; slice++) {
+        const int64_t last = part_start(count, slice + 1, LOSS_SLICES);
         double loss = 0;
-        for (int64_t at = part_start(count, slice, LOSS_SLICES); at < part_start(count, slice + 1, LOSS_SLICES); at++) {
+        for (int64_t at = part_start(count, slice, LOSS_SLICES); at < last; at++) {
             const float difference = y[at] - targets[at];
             loss += (double)difference * difference;
             if (dy)

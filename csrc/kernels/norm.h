@@ -11,7 +11,10 @@
 enum { NORM_ROWS = 64, NORM_STRIP = 4, MERGE_CHANNELS = 16 };
 
 static int64_t norm_slices(const pycnn_batch_norm *d) { return MAX(1, d->rows / NORM_ROWS); }
-static int64_t slice_start(const pycnn_batch_norm *d, int64_t slice) { return part_start(d->rows, slice, norm_slices(d)); }
+static int64_t slice_start(const pycnn_batch_norm *d, int64_t slice)
+{
+    return part_start(d->rows, slice, norm_slices(d));
+}
 
 /* The slices that this thread has in a loop of `omp for`. */
 static void own_slices(const pycnn_batch_norm *d, int64_t *first, int64_t *last)

@@ -156,8 +156,8 @@ static void max_backward_apart(const pycnn_pool2d *desc, float *dx, const float 
 }
 
 /* n channels of one input pixel: dy and argmax at the first of the windows that cover it. */
-INLINE void max_backward_vector(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax, int64_t place,
-                                int64_t n, int64_t room, int64_t rows, int64_t columns)
+INLINE void max_backward_vector(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax,
+                                int64_t place, int64_t n, int64_t room, int64_t rows, int64_t columns)
 {
     vec sum = splat(0);
     for (int64_t r = 0; r < rows; r++)
@@ -169,8 +169,8 @@ INLINE void max_backward_vector(const pycnn_pool2d *d, float *dx, const float *d
     store_n(dx, sum, room);
 }
 
-INLINE void max_backward_pixel(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax, int64_t place,
-                               int64_t room, int64_t rows, int64_t columns)
+INLINE void max_backward_pixel(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax,
+                               int64_t place, int64_t room, int64_t rows, int64_t columns)
 {
     int64_t c = 0;
     for (; c + VL <= d->c; c += VL)
