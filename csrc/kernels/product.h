@@ -398,8 +398,9 @@ static void run_phase(block b, float *packed)
     b.all_tiles = ceil_div(b.pixels, TILE_ROWS);
     if (b.pixels == 0)
         return;
-    const int64_t all = panels(p->columns), blocks = ceil_div(b.all_tiles, block_tiles(p));
-    const int64_t wanted = ceil_div(TASKS_A_THREAD * omp_get_num_threads(), blocks * p->groups);
+    const int64_t all = panels(p->columns), tasks = TASKS_A_THREAD * omp_get_num_threads();
+    const int64_t blocks = MIN(b.all_tiles, MAX(ceil_div(b.all_tiles, block_tiles(p)), ceil_div(tasks, all * p->groups)));
+    const int64_t wanted = ceil_div(tasks, blocks * p->groups);
     const int64_t taps = product_taps(p), panel_floats = taps * p->len * PANEL;
     const int64_t most = copies_rows(p) ? all : MAX(1, GROUP_FLOATS / (taps * MIN(chunk_length(taps), p->len) * PANEL));
     const int64_t panel_groups = MIN(all, MAX(wanted, ceil_div(all, most)));
