@@ -523,8 +523,9 @@ def test_gemm_and_its_twin(m, n, k, trans_a, trans_b):
 @pytest.mark.parametrize("k", [511, 512, 513, 768])
 def test_gemm_of_long_rows(k):
     """Rows are summed in chunks of 512, each added to the last. With few rows b is read where it lies, except for the
-    columns of a last panel that is not full: both sides of that limit, in tiles of 6, 12 and 14 rows."""
-    for m, n in ((15, VL + 1), (72, 4 * VL), (73, 5), (7, 17 * VL + 1), (144, 3 * VL), (169, 2 * VL + 1)):
+    columns of a last panel that is not full, or copied panel by panel where its rows lie 512 floats apart: both sides
+    of that limit, in tiles of 6, 12 and 14 rows."""
+    for m, n in ((15, VL + 1), (72, 4 * VL), (50, 512), (73, 5), (7, 17 * VL + 1), (144, 3 * VL), (169, 2 * VL + 1)):
         a, b = gemm_arrays(m, n, k, False, False)
         out = normal((m, n), "out")
         expected = gemm_double(a, b, alpha=0.5, beta=-1, out=out)
@@ -533,7 +534,7 @@ def test_gemm_of_long_rows(k):
 
 
 @pytest.mark.parametrize("c", [1, 3, 17, VL - 1, VL, VL + 1])
-@pytest.mark.parametrize(("k", "groups"), [(VL, 1), (2 * VL, 1), (4 * VL, 2), (4 * VL + 3, 1)])
+@pytest.mark.parametrize(("k", "groups"), [(VL, 1), (2 * VL, 1), (4 * VL, 2), (4 * VL + 3, 1), (512, 1)])
 def test_conv2d_with_the_weights_of_layers(c, k, groups):
     """Few pixels and weights (R, S, C/groups, K), whose filters lie side by side: they are read where they lie."""
     x, w, b = normal((1, 5, 4, c * groups), "x"), normal((3, 3, c, k), "w"), normal(k, "b")

@@ -60,6 +60,8 @@ INLINE int reads_in_place(const product *p)
     const int64_t pixels = p->images * p->v.out * p->h.out;
     return p->w_column == 1 && p->inner >= p->len && pixels <= TILES_IN_PLACE * TILE_ROWS;
 }
+/* Its rows would share few sets of a cache: a task copies a panel before its tiles read it again and again. */
+INLINE int copies_panels(const product *p) { return reads_in_place(p) && p->w_inner % 512 == 0; }
 INLINE int64_t first_packed_panel(const product *p) { return reads_in_place(p) ? p->columns / PANEL : 0; }
 
 INLINE int reads_padding(const axis *a)
@@ -69,7 +71,7 @@ INLINE int reads_padding(const axis *a)
 
 typedef struct {
     int64_t packed, zeros, shared;               /* floats */
-    int64_t tables, axes, rows, per_thread;      /* bytes */
+    int64_t tables, axes, rows, panel, per_thread; /* bytes */
 } product_space;
 
 static product_space product_layout(const product *p)
@@ -82,7 +84,8 @@ static product_space product_layout(const product *p)
     s.tables = tiles * taps * (int64_t)(sizeof(tile_tap) + TILE_ROWS * sizeof(float *));
     s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t) + taps * (int64_t)sizeof(tile_tap);
     s.rows = copies_rows(p) ? tiles * TILE_ROWS * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
-    s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + 64;
+    s.panel = copies_panels(p) ? taps * chunk_length(taps) * PANEL * (int64_t)sizeof(float) : 0;
+    s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + round_up(s.panel, 64) + 64;
     return s;
 }
 
@@ -219,7 +222,7 @@ typedef struct {
     const float *packed, *zeros;     /* the group's panels; what stands for padding */
     tile_tap *taps;                  /* of the phase */
     char *tables;                    /* room for the taps and pointers of tiles with padding */
-    float *rows;
+    float *rows, *panel;             /* room for copies */
 } block;
 
 typedef struct {
@@ -353,13 +356,32 @@ static void copy_tile(const block *b, const block_tile *tile, int64_t t, int64_t
         copy_turned(tile->in.x[0] + l0 * step, step, tile->rows, l1 - l0, to, to_row);
 }
 
+/* One chunk of a full panel, as packing would lay it out. */
+static const float *copy_panel(const block *b, const float *w, int64_t len)
+{
+    const product *p = b->p;
+    float *to = b->panel;
+    for (int64_t t = 0; t < product_taps(p); t++)
+        for (int64_t l = 0; l < len; l++, to += PANEL) {
+            const float *from = w + t * p->w_tap + l * p->w_inner;
+            store(to, load(from));
+            store(to + VL, load(from + VL));
+        }
+    return b->panel;
+}
+
 /* One panel of one chunk of l, by all tiles, whose rows may be copies. */
 static void run_panel(const block *b, const block_tile *tiles, int copies, int64_t panel, int64_t l0, int64_t len)
 {
     const product *p = b->p;
-    const int vectors = panel_vectors(p->columns, panel), packed = panel >= first_packed_panel(p);
+    const int vectors = panel_vectors(p->columns, panel);
+    int packed = panel >= first_packed_panel(p);
     const float *w = packed ? b->packed + panel_offset(p, l0, panel)
                             : p->w + b->group * p->w_group + l0 * p->w_inner + panel * PANEL;
+    if (!packed && copies_panels(p)) {
+        w = copy_panel(b, w, len);
+        packed = 1;
+    }
     const int64_t next_tile = TILE_ROWS * (copies ? chunk_length(1) + ROW_GAP : b->h.in_step * p->in_pixel);
     const tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? len * vectors * VL : p->w_tap,
                                .w_row = packed ? vectors * VL : p->w_inner,
@@ -425,6 +447,7 @@ static void product_run(const product *p, void *workspace)
     int64_t *axes = (int64_t *)(own + round_up(space.tables, 64));
     block b = { .p = p, .zeros = zeros, .taps = (tile_tap *)(axes + 2 * (p->v.taps + p->h.taps)), .tables = own };
     b.rows = (float *)((char *)axes + round_up(space.axes, 64));
+    b.panel = (float *)((char *)b.rows + round_up(space.rows, 64));
     pack_weights(p, packed, zeros);
     const int64_t phases_v = p->v.backward ? p->v.stride : 1, phases_h = p->h.backward ? p->h.stride : 1;
     for (int64_t v = 0; v < MIN(phases_v, p->v.out); v++)
