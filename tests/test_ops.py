@@ -225,6 +225,66 @@ def test_conv2d_chunks_of_pixels(x_shape, w_shape, options):
     check_conv2d(x_shape, w_shape, **options)
 
 
+def check_backward_of_layers(x_shape, w_shape, **options):
+    """conv2d_backward on channels-last memory and on weights (R, S, C, K), as layers call it."""
+    x, w, _, dy = conv2d_arrays(x_shape, w_shape, options)
+    g = shapes.conv2d("conv2d", x_shape, w_shape, **options)
+    strides, b = calls.rsck_strides(g), PlanBuilder()
+    calls.conv2d_backward_data(b, g, strides, b.external("dx"), b.external("dy"), b.external("w"))
+    calls.conv2d_backward_weights(b, g, strides, b.external("dw"), b.external("x"), b.external("dy"))
+    arrays = {name: np.ascontiguousarray(a.transpose(0, 2, 3, 1)) for name, a in (("x", x), ("dy", dy))}
+    arrays["w"] = np.ascontiguousarray(w.transpose(2, 3, 1, 0))
+    arrays |= {"dx": np.full_like(arrays["x"], NAN), "dw": np.full_like(arrays["w"], NAN)}
+    run_once(b.finish(), arrays)
+    dx, dw, _ = conv2d_backward_double(dy, x, w, **options)
+    assert_close(arrays["dx"].transpose(0, 3, 1, 2), dx, floor=1)
+    assert_close(arrays["dw"].transpose(3, 2, 0, 1), dw, floor=1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, VL - 1, VL, VL + 1, 2 * VL - 1, 2 * VL])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options"),
+    [
+        ((2, 9, 10), (3, 3), {"padding": 1}),
+        ((1, 11, 8), (3, 4), {"stride": (2, 3), "padding": ((2, 0), (0, 3))}),
+        ((1, 12, 13), (2, 3), {"dilation": (3, 2), "stride": (1, 2), "padding": 2}),
+        ((2, 7, 6), (2, 2), {"stride": 4}),
+        ((1, 5, 5), (1, 1), {"stride": 3, "padding": 1}),
+        ((1, 2, 3), (2, 2), {"stride": 9, "padding": ((0, 0), (0, 8))}),
+        ((1, 1, 1), (3, 3), {"padding": 6}),
+    ],
+    ids=label,
+)
+def test_conv2d_backward_of_few_channels(channels, shape, kernel, options):
+    n, h, w = shape
+    check_backward_of_layers((n, channels, h, w), (VL + 2, channels, *kernel), **options)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "options"),
+    [
+        # Rows of several blocks of pixels, filters in several chunks, and both.
+        ((1, 2, 3, 1100), (5, 2, 2, 3), {"padding": 1}),
+        ((1, 3, 5, 7), (601, 3, 2, 3), {"padding": 1}),
+        ((1, 1, 2, 130), (300, 1, 2, 4), {"stride": (1, 2), "padding": ((0, 1), (2, 0))}),
+        # Pixels of x so far apart that they are copied, for all taps together or one by one.
+        ((1, 300, 7, 8), (VL + 3, 300, 3, 3), {"padding": 1}),
+        ((2, 260, 9, 9), (3, 260, 2, 3), {"dilation": (8, 4), "padding": 1}),
+        ((3, 270, 7, 7), (2 * VL + 1, 270, 1, 1), {"stride": 2}),
+        ((1, 520, 20, 30), (4, 260, 2, 2), {"stride": (2, 1), "groups": 2}),
+        # Sums of one slice, which go straight to dw, over chunks with and without pixels that a tap reaches.
+        ((1, 20, 40, 30), (3 * VL, 20, 3, 3), {"padding": ((30, 0), (0, 25))}),
+        ((1, 3, 40, 30), (VL, 3, 5, 5), {"padding": 2}),
+        # Slices, and images of which several make a chunk.
+        ((40, 18, 8, 8), (VL + 1, 18, 3, 3), {"padding": 1}),
+        ((9, 2, 40, 41), (3, 2, 3, 2), {"stride": 2}),
+    ],
+    ids=label,
+)
+def test_conv2d_backward_of_layers(x_shape, w_shape, options):
+    check_backward_of_layers(x_shape, w_shape, **options)
+
+
 @pytest.mark.parametrize("stride", [2, 3, (2, 3), (5, 1), (1, 2)], ids=label)
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (1, 4), (5, 2)], ids=label)
 @pytest.mark.parametrize("channels", [3, 19])

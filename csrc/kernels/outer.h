@@ -6,7 +6,7 @@
  *         for each chunk of pixels in the slice, for each box of x that some taps share:
  *             copy the box, TILE_ROWS of l side by side: a strip for each block of l    L2
  *             for each panel of columns: copy the chunk's part of dy                    L1
- *                 for each block of l, for each tap:                                    accumulators in registers
+ *                 for each tap, for each block of l:                                    accumulators in registers
  *                     for each pixel of the chunk that the tap reaches: rank-1 update
  *                     add to dw, or to the slice's partial dw
  *     dw = sum of the partials, from the first slice to the last                        shared among threads
@@ -24,7 +24,7 @@ typedef struct {
     int64_t w_tap, inner, w_outer, w_inner, w_column, w_group;
 } outer;
 
-enum { MIN_CHUNK = 128, MAX_CHUNK = 8192 / PANEL, CHUNK_FLOATS = 49152, WIDE_PIXEL = 256, AHEAD_PIXELS = 4 };
+enum { MIN_CHUNK = 128, MAX_CHUNK = 8192 / PANEL, CHUNK_FLOATS = 49152, WIDE_PIXEL = 256, AHEAD_SHIFT = 2 };
 enum { SLICE_CHUNKS = 2, MAX_SLICES = 16, WANTED_TASKS = 8, PART_ROWS = 128 };
 
 /* out[i][j] = or += sum over images, over rows of n pixels: x[pixel][i] * dy[pixel][j] */
@@ -35,7 +35,7 @@ typedef struct {
     float *out;
     int64_t out_row, columns;                            /* columns: how many of the vectors' lanes are stored */
     int adds;
-    const char *ahead;                                   /* to prefetch: a line with every AHEAD_PIXELS pixels */
+    const char *ahead;                                   /* to prefetch: a line with every 1 << AHEAD_SHIFT pixels */
     int64_t ahead_step;                                  /* bytes from line to line */
 } outer_tile;
 
@@ -67,7 +67,7 @@ INLINE void outer_product(const int rows, const int vectors, const outer_tile *t
             const float *x = t->x + image * t->x_image + row * t->x_row;
             const float *dy = t->dy + image * t->dy_image + row * t->dy_row;
             for (const int64_t end = pixel + t->n; pixel < end; pixel++, x += t->x_step, dy += vectors * VL) {
-                __builtin_prefetch(ahead + pixel / AHEAD_PIXELS * t->ahead_step, 0, 2);
+                __builtin_prefetch(ahead + (pixel >> AHEAD_SHIFT) * t->ahead_step, 0, 2);
                 vec b[2];
                 UNROLL for (int j = 0; j < vectors; j++)
                     b[j] = load(dy + j * VL);
@@ -279,7 +279,7 @@ INLINE int64_t x_end(const outer_share *s)
 static void prefetch_with(outer_share *s, outer_tile *t)
 {
     ahead *a = s->dy_ahead.lines > 0 ? &s->dy_ahead : &s->x_ahead;
-    const int64_t lines = MIN(a->lines, ceil_div(t->images * t->rows * t->n, AHEAD_PIXELS));
+    const int64_t lines = MIN(a->lines, (t->images * t->rows * t->n >> AHEAD_SHIFT) + 1);
     t->ahead = a->at;
     t->ahead_step = lines > 0 ? a->step : 0;
     a->at += lines * a->step;
@@ -296,8 +296,8 @@ static void prefetch_panel_after(outer_share *s, int64_t panel)
     s->dy_ahead = (ahead){ (const char *)from, p->dy_pixel * (int64_t)sizeof(float), lines };
 }
 
-/* A tap (r, c) of one block; `t` has dy's panel and the block's x. */
-static void add_tap(outer_share *s, int64_t r, int64_t c, int vectors, int64_t rows, int64_t x_pixel, outer_tile t)
+/* Tap (r, c): its part of all blocks of l. `t` has dy's panel and where x and dw of the first of them begin. */
+static void add_tap(outer_share *s, int64_t r, int64_t c, int vectors, int64_t x_pixel, outer_tile t)
 {
     const outer *p = s->p;
     int64_t oh0 = s->oh0, oh1 = s->oh1, ow0 = s->ow0, ow1 = s->ow1;
@@ -321,8 +321,14 @@ static void add_tap(outer_share *s, int64_t r, int64_t c, int vectors, int64_t r
         join_rows(&t, vectors * VL);
     }
     t.out += (r * p->h.taps + c) * s->out_tap;
-    prefetch_with(s, &t);
-    outer_functions[vectors - 1][rows - 1](&t);
+    const int64_t least = p->len / s->c->blocks, longer = p->len % s->c->blocks;
+    for (int64_t b = s->first_block; b < s->last_block; b++) {
+        const int64_t rows = least + (b < longer);
+        prefetch_with(s, &t);
+        outer_functions[vectors - 1][rows - 1](&t);
+        t.x += rows;
+        t.out += rows * s->out_row;
+    }
 }
 
 /* The taps r0.. and c0.. that share a box. */
@@ -331,7 +337,8 @@ static void add_box(outer_share *s, int64_t r0, int64_t c0)
     const outer *p = s->p;
     const int64_t r1 = r0 + s->c->v_taps, c1 = c0 + s->c->h_taps;
     const int64_t first = block_start(s, s->first_block), len = block_start(s, s->last_block) - first;
-    const float *x = p->x + s->n0 * p->v.in * p->h.in * p->x_pixel + s->group * p->len + first;
+    outer_tile t = { .out_row = s->out_row, .adds = s->adds };
+    t.x = p->x + s->n0 * p->v.in * p->h.in * p->x_pixel + s->group * p->len + first;
     int64_t pixel = p->x_pixel;
     s->v = (span){ 0, 1, p->v.in };
     s->h = (span){ 0, 1, p->h.in };
@@ -339,23 +346,18 @@ static void add_box(outer_share *s, int64_t r0, int64_t c0)
         s->v = positions(&p->v, r0, r1, s->oh0, s->oh1);
         s->h = positions(&p->h, c0, c1, s->ow0, s->ow1);
         copy_box(s, first, len);
-        x = s->box;
+        t.x = s->box;
         pixel = len;
     }
-    outer_tile t = { .out_row = s->out_row, .adds = s->adds };
     for (int64_t panel = s->first_panel; panel < s->last_panel; panel++) {
         const int vectors = panel_vectors(p->columns, panel);
         t.columns = p->columns - panel * PANEL;
+        t.out = s->out + first * s->out_row + panel * PANEL;
         panel_of_dy(s, panel, vectors, &t);
         prefetch_panel_after(s, panel);
-        for (int64_t b = s->first_block; b < s->last_block; b++) {
-            const int64_t l0 = block_start(s, b), rows = block_start(s, b + 1) - l0;
-            t.x = x + l0 - first;
-            t.out = s->out + l0 * s->out_row + panel * PANEL;
-            for (int64_t r = r0; r < r1; r++)
-                for (int64_t c = c0; c < c1; c++)
-                    add_tap(s, r, c, vectors, rows, pixel, t);
-        }
+        for (int64_t r = r0; r < r1; r++)
+            for (int64_t c = c0; c < c1; c++)
+                add_tap(s, r, c, vectors, pixel, t);
     }
 }
 
