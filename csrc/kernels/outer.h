@@ -3,11 +3,11 @@
  *     dw[tap][l][column] = sum over pixels: x[position(pixel, tap)][l] * dy[pixel][column]
  *
  *     for each slice of the pixels, group, part of l, part of the columns:              shared among threads
- *         for each chunk of pixels in the slice, for each box of x that some taps share:
- *             copy the box, TILE_ROWS of l side by side: a strip for each block of l    L2
- *             for each panel of columns: copy the chunk's part of dy                    L1
+ *         for each chunk of pixels in the slice:                                        x in L2
+ *             where x's pixels lie far apart: copy the part of them that some taps share
+ *             for each panel of columns: copy the chunk's part of dy
  *                 for each tap, for each block of l:                                    accumulators in registers
- *                     for each pixel of the chunk that the tap reaches: rank-1 update
+ *                     for each pixel of the chunk that the tap reaches: rank-1 update, prefetch what comes next
  *                     add to dw, or to the slice's partial dw
  *     dw = sum of the partials, from the first slice to the last                        shared among threads
  *
@@ -110,7 +110,7 @@ INLINE int copies_x(const outer *p) { return p->x_pixel > WIDE_PIXEL; }
 /* The positions of an axis that some taps read for some outputs. */
 typedef struct { int64_t first, step, count; } span;
 
-/* Taps share a box where their positions overlap; a tap on its own takes none that it would not read. */
+/* Taps share a copy, a box of positions, where theirs overlap; one on its own takes none that it would not read. */
 INLINE int64_t taps_together(const axis *a, int64_t outputs)
 {
     return (a->taps - 1) * a->dilation <= outputs * a->stride ? a->taps : 1;
@@ -154,8 +154,8 @@ static outer_cut cut_outer(const outer *p)
     c.direct = c.slices == 1 && p->w_column == 1 && (p->inner == p->len || p->w_outer == p->inner * p->w_inner);
     c.row = round_up(p->columns, VL);
     c.partial = line_floats(p->groups * c.taps * p->len * c.row);
-    const int64_t part_blocks = ceil_div(c.blocks, c.parts), pixels = c.images * most_positions(&p->v, c.v_taps, c.rows) *
-                                                                      most_positions(&p->h, c.h_taps, c.width);
+    const int64_t part_blocks = ceil_div(c.blocks, c.parts);
+    const int64_t pixels = c.images * most_positions(&p->v, c.v_taps, c.rows) * most_positions(&p->h, c.h_taps, c.width);
     c.box = copies_x(p) ? line_floats(pixels * part_blocks * TILE_ROWS) : 0;
     return c;
 }
