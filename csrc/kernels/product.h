@@ -34,7 +34,7 @@ typedef struct {
 } product;
 
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, PACK_STRIP = 16, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
-enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TILES_IN_PLACE = 12 };
+enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TASK_WORK = 1000000, TILES_IN_PLACE = 12 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
 INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - panel * PANEL > VL ? 2 : 1; }
@@ -426,8 +426,11 @@ static void run_phase(block b, float *packed)
     const int64_t taps = product_taps(p), panel_floats = taps * p->len * PANEL;
     const int64_t most = copies_rows(p) ? all : MAX(1, GROUP_FLOATS / (taps * MIN(chunk_length(taps), p->len) * PANEL));
     const int64_t panel_groups = MIN(all, MAX(wanted, ceil_div(all, most)));
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t task = 0; task < p->groups * blocks * panel_groups; task++) {
+    const int64_t all_tasks = p->groups * blocks * panel_groups;
+    const int64_t work = b.pixels * p->groups * taps * p->len * p->columns / all_tasks;
+    const int64_t at_once = MAX(1, MIN(TASK_WORK / MAX(work, 1), all_tasks / tasks));
+#pragma omp for schedule(dynamic, at_once) nowait
+    for (int64_t task = 0; task < all_tasks; task++) {
         const int64_t part = task % panel_groups, place = task / panel_groups % blocks;
         b.group = task / panel_groups / blocks;
         b.first_panel = part_start(all, part, panel_groups);
