@@ -26,7 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ImportError:
+    sys.exit("benchmarks/elementwise.py compares with PyTorch, which is not installed: pip install torch")
 
 import pycnn as cnn
 from pycnn import calls, native, optimizers, shapes

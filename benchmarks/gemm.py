@@ -6,8 +6,9 @@ A case is named M x K x N: c (M, N) = a (M, K) b (K, N); "ta" and "tb" say that 
 contestant writes to a given array, and its result is compared with a product in double precision before it is timed;
 a difference ends the script with an error. Ours run as a plan on kept arrays, as a dense layer does, in turn with
 torch.mm in one process. NumPy runs in a process of its own, for its BLAS keeps a thread pool that disturbs, and is
-disturbed by, OpenMP's. The best of many runs counts; a run repeats a small product up to 1000 times, ours within one
-call into C, theirs in a loop of Python, so that the threads of one side have gone to sleep for most of the other's run.
+disturbed by, OpenMP's. The best of many runs counts; a run repeats a small product up to 1000 times, so that
+the threads of one side have gone to sleep for most of the other's run. Products are timed inside C: ours run within one
+call, and of theirs, which run in a loop of Python, the time of a 1x1x1 product in the same loop is taken off.
 The peak is a measured loop of multiply-adds in registers, on all threads.
 A ratio above 1 means that ours take less time.
 """
@@ -95,6 +96,9 @@ def numpy_function(case: Case) -> Callable[[], np.ndarray]:
     return run
 
 
+EMPTY = Case(1, 1, 1)  # what a call costs
+
+
 def torch_function(case: Case) -> Callable[[], np.ndarray]:
     import torch
 
@@ -159,19 +163,25 @@ def main() -> None:
     if not cases:
         parser.error(f"no case contains {args.filter!r}")
     if args.numpy_only:
-        print(json.dumps({c.name: times(c, {"numpy": numpy_function}, args.seconds)["numpy"] for c in cases}))
+        call = times(EMPTY, {"numpy": numpy_function}, args.seconds)["numpy"]
+        print(json.dumps({c.name: times(c, {"numpy": numpy_function}, args.seconds)["numpy"] - call for c in cases}))
         return
 
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        sys.exit("benchmarks/gemm.py compares with PyTorch, which is not installed: pip install torch")
     from pycnn import native
 
     openblas = numpy_times(args.filter, args.seconds)
     peak = native.peak_gflops()
+    call = times(EMPTY, {"torch": torch_function}, args.seconds)["torch"]
     print(f"{native.instruction_set()}, {native.get_num_threads()} threads, peak {peak:.0f} GFLOP/s")
     print(f"{'':20}{'us':>12}{'GFLOP/s':>10}{'of peak':>9}{'MKL us':>12}{'ratio':>7}{'OpenBLAS us':>13}{'ratio':>7}")
     rows = []
     for case in cases:
         best = times(case, {"ours": our_function, "torch": torch_function}, args.seconds)
-        ours, mkl, numpy = best["ours"], best["torch"], openblas[case.name]
+        ours, mkl, numpy = best["ours"], best["torch"] - call, openblas[case.name]
         rate = case.flops / ours / 1e9
         rows.append(
             {"case": case.name, "seconds": ours, "gflops": rate, "share_of_peak": rate / peak, "mkl_seconds": mkl,
