@@ -47,9 +47,12 @@ def openmp_flags() -> list[str]:
     return []
 
 
-def debug_flags() -> list[str]:
-    """Python's own flags often ask for debug information, three times the size of the kernels."""
-    return [] if "-g" in os.environ.get("CFLAGS", "").split() else ["-g0"]
+def default_flags() -> list[str]:
+    """What CFLAGS leaves open. Python's own flags often ask for debug information, three times the size of the
+    kernels, and for less optimization."""
+    given = os.environ.get("CFLAGS", "").split()
+    optimization = [] if any(flag.startswith("-O") for flag in given) else ["-O3"]
+    return optimization + ([] if "-g" in given else ["-g0"])
 
 
 ffi = FFI()
@@ -61,7 +64,7 @@ ffi.set_source(
     sources=SOURCES,
     include_dirs=["csrc"],
     # The dispatcher chooses the instruction set at run time, so none is named here.
-    extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", *debug_flags(), *flags],
+    extra_compile_args=["-std=gnu11", "-fno-math-errno", *default_flags(), *flags],
     extra_link_args=flags,
     py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
 )
