@@ -22,5 +22,5 @@ run "$python" -c "from pycnn import _kernels; print(_kernels.__file__)"
 for isa in $(run "$python" -c "from pycnn import native; print(*native.usable_instruction_sets())"); do
     echo "instruction set $isa, sanitized"
     PYCNN_ISA=$isa run "$folder/bin/pytest" -p no:cacheprovider tests/test_ops.py tests/test_layers.py \
-        tests/test_errors.py tests/test_training.py "$@"
+        tests/test_errors.py tests/test_training.py tests/test_kernels.py tests/test_winograd.py "$@"
 done

@@ -239,7 +239,7 @@ static void panel_of_dy(const outer_share *s, int64_t panel, int64_t vectors, ou
     t->dy = dy;
     t->dy_row = row;
     t->dy_image = image;
-    if (p->dy_pixel == lanes)
+    if (p->dy_pixel == lanes && columns == lanes)
         return;
     float *to = s->dy;
     for (int64_t n = s->n0; n < s->n1; n++)
