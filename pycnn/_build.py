@@ -63,6 +63,7 @@ ffi.set_source(
     '#include "pycnn.h"',
     sources=SOURCES,
     include_dirs=["csrc"],
+    depends=[str(path) for pattern in ("*.h", "*.def") for path in sorted(Path("csrc").rglob(pattern))],
     # The dispatcher chooses the instruction set at run time, so none is named here.
     extra_compile_args=["-std=gnu11", "-fno-math-errno", *default_flags(), *flags],
     extra_link_args=flags,
