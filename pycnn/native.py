@@ -78,9 +78,7 @@ def config(*, winograd: bool | None = None) -> dict[str, bool]:
     """
     global _winograd
     if winograd is not None:
-        if not isinstance(winograd, bool):
-            raise TypeError(f"[config] winograd must be True or False, got {winograd!r}")
-        _winograd = winograd
+        _winograd = shapes.boolean("config", "winograd", winograd)
     return {"winograd": _winograd}
 
 

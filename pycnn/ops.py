@@ -1,9 +1,8 @@
 """Functions on NumPy arrays, each one the C kernel of the same name.
 
 Images are (N, C, H, W), float32. Contiguous arrays and channels-last ones (shape (N, C, H, W), memory order of
-NHWC) are taken without a copy, and the result has the layout of x
-(of dy, where there is no x). Other real arrays
-and nested lists are converted. Wrong arguments raise ValueError or TypeError.
+NHWC) are taken without a copy, and the result has the layout of x (of dy, where there is no x). Other real arrays and
+nested lists are converted. Wrong arguments raise ValueError or TypeError.
 """
 
 from collections.abc import Callable

@@ -372,6 +372,11 @@ def test_conv2d_depthwise_of_many_rows():
         check_conv2d((3, channels, 30, 11), (channels, 1, 3, 3), groups=channels, padding=1)
 
 
+def test_conv2d_groups_of_several_blocks_of_planes():
+    """Slots of three vectors, of which a block has to hold whole ones."""
+    check_conv2d((1, 30 * VL, 56, 56), (30 * VL, 3 * VL, 3, 3), groups=10, padding=1)
+
+
 def test_conv2d_random_shapes_in_double_precision():
     rng = generator("conv2d in double precision")
     for _ in range(40):

@@ -34,7 +34,7 @@ static inline void store_lanes(float *p, __m256 v, int64_t n)
         p += 2;
     }
     if (n & 1)
-        _mm_store_ss(p, part);
+        *(any_float *)p = part[0];
 }
 
 #include "../kernels/all.h"

@@ -111,21 +111,6 @@ typedef struct {
     float *ring, *pixels;
 } band;
 
-/* to[j][i] = from[i][j] */
-static void transpose_rows(const float *from, int64_t rows, int64_t columns, int64_t from_row, float *to, int64_t to_row)
-{
-    const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
-    for (int64_t i = 0; i < whole_rows; i += 4) {
-        const float *block = from + i * from_row;
-        float *out = to + i;
-        for (int64_t j = 0; j < whole_columns; j += 4, block += 4, out += 4 * to_row)
-            transpose_4x4(block, from_row, out, to_row);
-    }
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; j++)
-            to[j * to_row + i] = from[i * from_row + j];
-}
-
 /* pixels[k][j] = dy[oh][q + j][k0 + k], 0 where that is outside of the row. */
 static void transpose_pixels(const band *b, int64_t oh, int64_t q, int64_t k0, int64_t k)
 {
@@ -133,7 +118,7 @@ static void transpose_pixels(const band *b, int64_t oh, int64_t q, int64_t k0, i
     if (b->c->blocks > 1) /* one block leaves the zeros around the row as they are */
         memset(b->pixels, 0, sizeof(float) * (size_t)(k * b->c->pitch));
     if (q0 < q1)
-        transpose_rows(b->dy + (oh * b->d->ow + q0) * all + k0, q1 - q0, k, all, b->pixels + q0 - q, b->c->pitch);
+        transpose_matrix(b->dy + (oh * b->d->ow + q0) * all + k0, all, b->pixels + q0 - q, b->c->pitch, q1 - q0, k);
 }
 
 /* Adds the block of a row of dy that lies transposed to rows r0..r1 of the filter's reach, from pixel i0 of each

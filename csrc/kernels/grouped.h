@@ -105,7 +105,8 @@ static grouped_layout lay_out(const grouped *g)
     s.depth = (g->v.taps - 1) * g->v.dilation / (g->v.backward ? g->v.stride : 1) + 1;
     s.ring_plane = s.depth * s.row;
 
-    const int64_t unit = MAX(s.slot_planes, LINE_PLANES), plane_bytes = (s.ring_plane + s.plane_floats) * 4;
+    /* whole slots and, where they are smaller, whole cache lines */
+    const int64_t unit = round_up(LINE_PLANES, s.slot_planes), plane_bytes = (s.ring_plane + s.plane_floats) * 4;
     s.blocks = ceil_div(s.planes, MAX(unit, BLOCK_BYTES / plane_bytes / unit * unit));
     s.block = round_up(ceil_div(s.planes, s.blocks), unit);
     s.blocks = ceil_div(s.planes, s.block);

@@ -4,7 +4,6 @@ typedef float vec __attribute__((vector_size(VEC_BYTES)));
 typedef int32_t ivec __attribute__((vector_size(VEC_BYTES)));
 typedef uint32_t uvec __attribute__((vector_size(VEC_BYTES)));
 typedef float vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
-typedef float any_float __attribute__((may_alias)); /* also an int32's memory */
 
 enum { VL = VEC_BYTES / 4 };
 

@@ -9,9 +9,9 @@
  *
  * Of v and u the larger one is made where it is used and stays in L2; the other lies in shared memory.
  *
- *     more patches than columns:                       fewer:
+ *     as many patches as columns, or more:             fewer:
  *         u of all weights              shared             v of all patches                   shared
- *         for each block of patches:    among threads      for each panel of columns:         among threads
+ *         for each block of patches:    among threads      for each panel, part of patches:   among threads
  *             v of the block                                   for each chunk of l:
  *             for each panel of columns:                           u of the panel's chunk
  *                 for each e: m = v u                              for each e: m += v u

@@ -158,7 +158,7 @@ static void sum_patches(const winograd_outer *o, int64_t panel, int64_t l0, int6
 {
     const int64_t width = panel_width(o->p.columns, panel), blocks = ceil_div(l1 - l0, TILE_ROWS);
     outer_tile t = { .images = 1, .rows = 1, .n = n, .x_step = o->v_row, .out_row = width, .columns = width,
-                     .adds = adds };
+                     .adds = adds, .ahead = (const char *)v };
     for (int64_t e = 0; e < PLACES; e++) {
         t.dy = d + e * o->d_step + panel * o->patches * PANEL;
         for (int64_t b = 0; b < blocks; b++) {
