@@ -68,26 +68,27 @@ def _uses_winograd(g: shapes.Conv2D, costs: WinogradCosts, height: int, width: i
     return patches * a_patch + costs.weights * c * k < 9 * g.n * height * width * inputs * outputs
 
 
+def _path(g: shapes.Conv2D, is_winograd: bool, winograd: str, grouped: str, other: str) -> str:
+    """The kernel that a convolution gets of the three that compute the same."""
+    if is_winograd:
+        return winograd
+    return grouped if _is_grouped(g) else other
+
+
 def _conv_work(g: shapes.Conv2D) -> int:
     return math.prod(g.y_shape) * g.c // g.groups * g.r * g.s
 
 
 def conv2d(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buffer, w: Buffer, bias: Optional) -> None:
-    if _uses_winograd(g, WINOGRAD, g.oh, g.ow, g.c, g.k):
-        kernel = "winograd_conv2d"
-    else:
-        kernel = "grouped_conv2d" if _is_grouped(g) else "conv2d"
+    is_winograd = _uses_winograd(g, WINOGRAD, g.oh, g.ow, g.c, g.k)
+    kernel = _path(g, is_winograd, "winograd_conv2d", "grouped_conv2d", "conv2d")
     b.call(kernel, [y, x, w, bias], _conv_work(g), **asdict(g), **strides)
 
 
 def conv2d_backward_data(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dy: Buffer, w: Buffer) -> None:
-    winograd = _uses_winograd(g, WINOGRAD, g.h, g.w, g.k, g.c)
-    kernel = (
-        "winograd_conv2d_backward_data"
-        if winograd
-        else "grouped_conv2d_backward_data"
-        if _is_grouped(g)
-        else "conv2d_backward_data"
+    is_winograd = _uses_winograd(g, WINOGRAD, g.h, g.w, g.k, g.c)
+    kernel = _path(
+        g, is_winograd, "winograd_conv2d_backward_data", "grouped_conv2d_backward_data", "conv2d_backward_data"
     )
     b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides)
 
@@ -95,13 +96,9 @@ def conv2d_backward_data(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx:
 def conv2d_backward_weights(
     b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dw: Buffer, x: Buffer, dy: Buffer
 ) -> None:
-    winograd = _uses_winograd(g, WINOGRAD_WEIGHTS, g.oh, g.ow, g.c, g.k)
-    kernel = (
-        "winograd_conv2d_backward_weights"
-        if winograd
-        else "grouped_conv2d_backward_weights"
-        if _is_grouped(g)
-        else "conv2d_backward_weights"
+    is_winograd = _uses_winograd(g, WINOGRAD_WEIGHTS, g.oh, g.ow, g.c, g.k)
+    kernel = _path(
+        g, is_winograd, "winograd_conv2d_backward_weights", "grouped_conv2d_backward_weights", "conv2d_backward_weights"
     )
     b.call(kernel, [dw, x, dy], _conv_work(g), **asdict(g), **strides)
 
