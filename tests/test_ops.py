@@ -206,6 +206,22 @@ def test_conv2d_pixels_around_the_tiles(pixels):
     check_conv2d((pixels, 17, 1, 1), (3, 17, 1, 1))
 
 
+@pytest.mark.parametrize("images", [3, 6, 7, 13, 15, 29])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options"),
+    [
+        ((5, 4), (3, 4), {"padding": (2, 1)}),
+        ((3, 6), (3, 3), {"padding": 1, "stride": (2, 1)}),
+        ((7, 7), (2, 3), {"padding": 2, "dilation": 2, "groups": 2}),
+    ],
+    ids=label,
+)
+def test_conv2d_of_images_with_much_padding(images, shape, kernel, options):
+    """Forward and backward, tiles of images: their taps in the padding are left out."""
+    groups = options.get("groups", 1)
+    check_conv2d((images, 2 * VL * groups, *shape), ((VL + 1) * groups, 2 * VL, *kernel), **options)
+
+
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "options"),
     [

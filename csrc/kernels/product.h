@@ -218,7 +218,8 @@ static phase axis_phase(const axis *a, int64_t first, int64_t *space)
 typedef struct {
     const product *p;
     phase v, h;
-    int64_t group, pixels, all_tiles, first_tile, tiles, first_panel, last_panel;
+    int64_t pixels, parts;           /* of the phase; into which the images are cut where tiles go by images, or 0 */
+    int64_t group, all_tiles, first_tile, tiles, first_panel, last_panel;
     const float *packed, *zeros;     /* the group's panels; what stands for padding */
     tile_tap *taps;                  /* of the phase */
     char *tables;                    /* room for the taps and pointers of tiles with padding */
@@ -280,6 +281,49 @@ static int find_pixels(const block *b, place *at, block_tile *tile, int64_t *row
     return all_inside;
 }
 
+/* The share of an axis's taps that do not meet padding, over all outputs of a phase. */
+static float inside_share(const axis *a, const phase *f)
+{
+    int64_t all = 0;
+    for (int64_t t = 0; t < f->taps; t++) {
+        const int64_t first = MAX(0, ceil_div(-f->offset[t], f->in_step));
+        const int64_t end = MIN(f->count, floor_div(a->in - 1 - f->offset[t], f->in_step) + 1);
+        all += MAX(0, end - first);
+    }
+    return (float)all / (float)MAX(1, f->count * f->taps);
+}
+
+/* Where much of what taps meet is padding, a tile holds the same pixel of several images: a tap is padding for all of
+ * them, and left out, or for none. */
+static int64_t image_parts(const product *p, const phase *v, const phase *h)
+{
+    const int padded = inside_share(&p->v, v) * inside_share(&p->h, h) < 0.85f;
+    return padded && 2 * p->images > TILE_ROWS ? ceil_div(p->images, TILE_ROWS) : 0;
+}
+
+/* Finds the pixel of tile number t, its taps that do not meet padding, and the images that the tile has of it. Tiles of
+ * one pixel follow each other, so that their taps' weights stay in L1. */
+static void find_images(const block *b, int64_t t, block_tile *tile, tile_tap *taps)
+{
+    const product *p = b->p;
+    const phase *v = &b->v, *h = &b->h;
+    const int64_t pixel = t / b->parts, part = t % b->parts, first = part_start(p->images, part, b->parts);
+    const int64_t i = pixel / h->count, j = pixel % h->count, row = i * v->in_step, column = j * h->in_step;
+    const float *x = p->in + b->group * p->len * p->in_channel;
+    float *y = p->out + b->group * p->columns;
+    tile->rows = part_start(p->images, part + 1, b->parts) - first;
+    for (int64_t n = 0; n < tile->rows; n++) {
+        tile->x[n] = x + (((first + n) * p->v.in + row) * p->h.in + column) * p->in_pixel;
+        tile->y[n] = y + (((first + n) * p->v.out + v->first + i * v->step) * p->h.out + h->first + j * h->step) *
+                         p->out_pixel;
+    }
+    tile->in = (tile_input){ .tap = taps, .x = tile->x };
+    for (int64_t r = 0; r < v->taps; r++)
+        for (int64_t s = 0; s < h->taps; s++)
+            if (inside(row + v->offset[r], p->v.in) && inside(column + h->offset[s], p->h.in))
+                taps[tile->in.taps++] = b->taps[r * h->taps + s];
+}
+
 /* Gives each tap pointers of its own, to rows or to zeros; taps that are all padding are left out. */
 static void find_padding(const block *b, block_tile *tile, const int64_t *row, const int64_t *column, tile_tap *taps)
 {
@@ -311,11 +355,16 @@ static void find_tiles(const block *b, block_tile *tiles)
     place at = { first / b->h.count / b->v.count, first / b->h.count % b->v.count, first % b->h.count };
     for (int64_t t = 0; t < b->tiles; t++) {
         block_tile *tile = &tiles[t];
+        tile_tap *own = (tile_tap *)(b->tables + t * table);
+        if (b->parts > 0) {
+            find_images(b, b->first_tile + t, tile, own);
+            continue;
+        }
         int64_t row[TILE_ROWS], column[TILE_ROWS];
         tile->rows = rows + (b->first_tile + t < longer);
         tile->in = (tile_input){ .taps = b->v.taps * b->h.taps, .tap = b->taps, .x = tile->x };
         if (!find_pixels(b, &at, tile, row, column))
-            find_padding(b, tile, row, column, (tile_tap *)(b->tables + t * table));
+            find_padding(b, tile, row, column, own);
     }
 }
 
@@ -382,7 +431,8 @@ static void run_panel(const block *b, const block_tile *tiles, int copies, int64
         w = copy_panel(b, w, len);
         packed = 1;
     }
-    const int64_t next_tile = TILE_ROWS * (copies ? chunk_length(1) + ROW_GAP : b->h.in_step * p->in_pixel);
+    const int64_t next_pixel = b->parts > 0 ? p->v.in * p->h.in * p->in_pixel : b->h.in_step * p->in_pixel;
+    const int64_t next_tile = TILE_ROWS * (copies ? chunk_length(1) + ROW_GAP : next_pixel);
     const tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? len * vectors * VL : p->w_tap,
                                .w_row = packed ? vectors * VL : p->w_inner,
                                .ahead = next_tile * (int64_t)sizeof(float) };
@@ -417,7 +467,8 @@ static void run_phase(block b, float *packed)
 {
     const product *p = b.p;
     b.pixels = p->images * b.v.count * b.h.count;
-    b.all_tiles = ceil_div(b.pixels, TILE_ROWS);
+    b.parts = image_parts(p, &b.v, &b.h);
+    b.all_tiles = b.parts > 0 ? b.v.count * b.h.count * b.parts : ceil_div(b.pixels, TILE_ROWS);
     if (b.pixels == 0)
         return;
     const int64_t all = panels(p->columns), tasks = TASKS_A_THREAD * omp_get_num_threads();
