@@ -1,12 +1,14 @@
-/* Runs a list of calls in one parallel region.
+/* Runs a list of calls.
  *
- *     parallel region:
- *         for each call:  resolve its arguments; run its kernel
+ *     for each stretch of calls that are all parallel, or none is:
+ *         parallel region, or this thread alone:
+ *             for each call:  resolve its arguments; run its kernel; end the run where the call says so
  *
  * Kernels share their loops among the region's threads by orphaned `omp for`, and every kernel ends with a
  * barrier, so the next call sees all of its results. */
 #include "pycnn.h"
 
+#include <math.h>
 #include <stddef.h>
 
 #ifdef _OPENMP
@@ -16,7 +18,8 @@
 
 enum { MAX_ARGUMENTS = sizeof((pycnn_call *)0)->args / sizeof(pycnn_ref) };
 
-static void run_calls(const pycnn_call *calls, int64_t first, int64_t last, void *const *bases)
+/* The number of the call that ended the run, or `last`. */
+static int64_t run_calls(const pycnn_call *calls, int64_t first, int64_t last, void *const *bases)
 {
     const pycnn_kernel *kernels = pycnn_active()->kernels;
     for (int64_t i = first; i < last; i++) {
@@ -27,7 +30,10 @@ static void run_calls(const pycnn_call *calls, int64_t first, int64_t last, void
             args[j] = ref.base < 0 ? NULL : (char *)bases[ref.base] + ref.offset;
         }
         kernels[call->kernel].run(call->desc, args);
+        if (call->stops && !isfinite(*(const float *)args[0]))
+            return i;
     }
+    return last;
 }
 
 #ifdef _OPENMP
@@ -43,16 +49,30 @@ static void release_threads(void)
 __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(release_threads, NULL, NULL); }
 #endif
 
-void pycnn_run(const pycnn_call *calls, int64_t first, int64_t last, void *const *bases, int64_t threads)
+/* A stretch of calls that all are parallel. */
+static int64_t run_parallel(const pycnn_call *calls, int64_t first, int64_t last, void *const *bases, int64_t threads)
 {
-#ifdef _OPENMP
-    if (threads > 1) {
-#pragma omp parallel num_threads((int)threads)
-        run_calls(calls, first, last, bases);
-        return;
-    }
-#else
+    int64_t ended = last;
     (void)threads;
-#endif
-    run_calls(calls, first, last, bases);
+#pragma omp parallel num_threads((int)threads)
+    {
+        const int64_t end = run_calls(calls, first, last, bases);
+#pragma omp master
+        ended = end;
+    }
+    return ended;
+}
+
+/* Calls first..last-1; the number of the call that ended the run, or `last`. */
+int64_t pycnn_run(const pycnn_call *calls, int64_t first, int64_t last, void *const *bases, int64_t threads)
+{
+    for (int64_t i = first, end; i < last; i = end) {
+        const int64_t parallel = threads > 1 && calls[i].parallel;
+        for (end = i + 1; end < last && (threads > 1 && calls[end].parallel) == parallel;)
+            end++;
+        const int64_t ended = parallel ? run_parallel(calls, i, end, bases, threads) : run_calls(calls, i, end, bases);
+        if (ended < end)
+            return ended;
+    }
+    return last;
 }

@@ -11,13 +11,18 @@
 /* An argument of a call: an offset into one of the blocks that a run is given; base -1 is NULL. */
 typedef struct { int64_t base; int64_t offset; } pycnn_ref;
 
-/* One entry of a plan. Arguments: outputs, inputs, then the workspace where the kernel has one. */
+/* One entry of a plan. Arguments: outputs, inputs, then the workspace where the kernel has one. `parallel`: whether the
+ * threads share its work; `stops`: whether the run ends after it if its first output, a float, is not finite. */
 typedef struct {
     int64_t kernel;
     int64_t arguments;
+    int64_t parallel, stops;
     const void *desc;
-    pycnn_ref args[10];
+    pycnn_ref args[14];
 } pycnn_call;
+
+/* What a kernel does to its results as it stores them: nothing, or y where y > 0 and else slope * y. */
+typedef struct { int64_t rectifies; float slope; } pycnn_epilogue;
 
 /* Convolution. Element (tap, c, k) of the weights lies at tap * w_tap + c * w_c + k * w_k, where
  * tap = r * S + s and c counts within a group. */
@@ -26,6 +31,8 @@ typedef struct {
     int64_t stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right;
     int64_t dilation_h, dilation_w, groups;
     int64_t w_tap, w_c, w_k;
+    int64_t prepacked;   /* whether the weights come as the pack_ kernel of the same name has left them */
+    pycnn_epilogue epilogue;
 } pycnn_conv2d;
 
 typedef struct {
@@ -39,10 +46,15 @@ typedef struct {
     int64_t m, n, k;
     int64_t a_row, a_col, b_row, b_col;
     float alpha, beta;
+    int64_t prepacked;   /* as for convolution, b being the weights */
+    pycnn_epilogue epilogue;
 } pycnn_gemm;
 
 /* Rows by columns: matrices, or pixels by channels. */
 typedef struct { int64_t rows, columns; } pycnn_matrix;
+
+/* Convolution weights of rows (taps and channels) by columns (filters), and the batch norm to be folded into them. */
+typedef struct { int64_t rows, columns; float eps; } pycnn_fold;
 
 /* n matrices of rows by columns, each to be transposed. */
 typedef struct { int64_t n, rows, columns; } pycnn_transpose;
@@ -51,6 +63,7 @@ typedef struct { int64_t n, rows, columns; } pycnn_transpose;
 typedef struct {
     int64_t rows, columns, training;
     float eps, momentum;
+    pycnn_epilogue epilogue;
 } pycnn_batch_norm;
 
 /* Element-wise; `kind` picks the activation, in the order of elementwise.h. */
@@ -88,7 +101,7 @@ int64_t pycnn_vector_bytes(void);
 const char *pycnn_compiler(void);
 int pycnn_has_openmp(void);
 int64_t pycnn_processors(void);
-void pycnn_run(const pycnn_call *calls, int64_t first, int64_t last, void *const *bases, int64_t threads);
+int64_t pycnn_run(const pycnn_call *calls, int64_t first, int64_t last, void *const *bases, int64_t threads);
 double pycnn_peak_gflops(int64_t threads, int64_t iterations);
 
 /* cffi: end */

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from pycnn import native, shapes
-from pycnn.plan import Buffer, PlanBuilder
+from pycnn.plan import ELEMENT_WORK, Buffer, PlanBuilder
 
 Optional = Buffer | None
 
@@ -29,6 +29,17 @@ WINOGRAD_WEIGHTS = WinogradCosts(60, 700, 700, 800)
 
 # Strides of convolution weights in floats, as the C descriptor wants them.
 Strides = dict[str, int]
+# What a kernel does to its results as it stores them; see `rectifier`.
+Epilogue = dict[str, float]
+# Kernels that take weights packed beforehand, by a kernel of their own.
+PACKED = ("gemm", "conv2d", "winograd_conv2d")
+
+
+def rectifier(name: str, alpha: float) -> Epilogue | None:
+    """The epilogue of an activation, if it is one: relu, or leaky_relu that keeps the signs."""
+    if name == "relu" or (name == "leaky_relu" and alpha > 0):
+        return {"rectifies": 1, "slope": 0.0 if name == "relu" else alpha}
+    return None
 
 
 def kcrs_strides(g: shapes.Conv2D) -> Strides:
@@ -62,10 +73,14 @@ def _uses_winograd(g: shapes.Conv2D, costs: WinogradCosts, height: int, width: i
     kernel = (g.r, g.s, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups)
     if not native.config()["winograd"] or kernel != (3, 3, 1, 1, 1, 1, 1):
         return False
-    patches = g.n * -(-height // 4) * -(-width // 4)
+    patches = _patches(g.n, height, width)
     c, k = _whole(inputs), _whole(outputs)
     a_patch = costs.products * c * k + costs.channel * c + costs.filter * k
     return patches * a_patch + costs.weights * c * k < 9 * g.n * height * width * inputs * outputs
+
+
+def _patches(n: int, height: int, width: int) -> int:
+    return n * -(-height // 4) * -(-width // 4)
 
 
 def _path(g: shapes.Conv2D, is_winograd: bool, winograd: str, grouped: str, other: str) -> str:
@@ -79,10 +94,43 @@ def _conv_work(g: shapes.Conv2D) -> int:
     return math.prod(g.y_shape) * g.c // g.groups * g.r * g.s
 
 
-def conv2d(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buffer, w: Buffer, bias: Optional) -> None:
+def conv2d(
+    b: PlanBuilder,
+    g: shapes.Conv2D,
+    strides: Strides,
+    y: Buffer,
+    x: Buffer,
+    w: Buffer,
+    bias: Optional,
+    *,
+    epilogue: Epilogue | None = None,
+    kept: bool = False,
+) -> None:
+    """kept: the weights stay the same from run to run, so that they are packed only once."""
     is_winograd = _uses_winograd(g, WINOGRAD, g.oh, g.ow, g.c, g.k)
     kernel = _path(g, is_winograd, "winograd_conv2d", "grouped_conv2d", "conv2d")
-    b.call(kernel, [y, x, w, bias], _conv_work(g), **asdict(g), **strides)
+    # With fewer patches than filters, winograd.h transforms the weights where it uses them.
+    kept = kept and (not is_winograd or _patches(g.n, g.oh, g.ow) >= g.k)
+    _with_weights(b, kernel, [y, x, w, bias], w, _conv_work(g), epilogue, kept, asdict(g) | strides)
+
+
+def _with_weights(
+    b: PlanBuilder,
+    kernel: str,
+    args: list[Optional],
+    w: Buffer,
+    work: float,
+    epilogue: Epilogue | None,
+    kept: bool,
+    desc: dict[str, Any],
+) -> None:
+    """A call that may take packed weights as its last argument."""
+    if epilogue:
+        desc["epilogue"] = epilogue
+    if kernel in PACKED:
+        args = [*args, b.prepare(f"pack_{kernel}", [w], **desc) if kept else None]
+        desc["prepacked"] = int(kept)
+    b.call(kernel, args, work, **desc)
 
 
 def conv2d_backward_data(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dy: Buffer, w: Buffer) -> None:
@@ -104,7 +152,7 @@ def conv2d_backward_weights(
 
 
 def column_sums(b: PlanBuilder, rows: int, columns: int, out: Buffer, x: Buffer) -> None:
-    b.call("column_sums", [out, x], rows * columns, rows=rows, columns=columns)
+    b.call("column_sums", [out, x], ELEMENT_WORK * rows * columns, rows=rows, columns=columns)
 
 
 def gemm(
@@ -121,13 +169,15 @@ def gemm(
     trans_b: bool = False,
     alpha: float = 1.0,
     beta: float = 0.0,
+    epilogue: Epilogue | None = None,
+    kept: bool = False,
 ) -> None:
+    """kept: `other` stays the same from run to run, so that it is packed only once."""
     a_row, a_col = (1, m) if trans_a else (k, 1)
     b_row, b_col = (1, k) if trans_b else (n, 1)
-    b.call(
-        "gemm", [c, a, other, bias], m * n * k,
-        m=m, n=n, k=k, a_row=a_row, a_col=a_col, b_row=b_row, b_col=b_col, alpha=alpha, beta=beta,
-    )  # fmt: skip
+    desc = {"m": m, "n": n, "k": k, "alpha": alpha, "beta": beta}
+    desc |= {"a_row": a_row, "a_col": a_col, "b_row": b_row, "b_col": b_col}
+    _with_weights(b, "gemm", [c, a, other, bias], other, m * n * k, epilogue, kept, desc)
 
 
 def dense_backward_weights(
@@ -141,20 +191,20 @@ def pool2d(b: PlanBuilder, kernel: str, g: shapes.Pool2D, args: list[Buffer]) ->
 
     max_pool2d_backward goes through the windows of each pixel, unless r is 0: then argmax alone says where they are.
     """
-    b.call(kernel, args, math.prod(g.y_shape) * max(g.r * g.s, 1), **asdict(g))
+    b.call(kernel, args, ELEMENT_WORK * math.prod(g.y_shape) * max(g.r * g.s, 1), **asdict(g))
 
 
 def global_pool2d(b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: list[Buffer]) -> None:
     n, c, h, w = shape
-    b.call(kernel, args, math.prod(shape), n=n, c=c, h=h, w=w)
+    b.call(kernel, args, ELEMENT_WORK * math.prod(shape), n=n, c=c, h=h, w=w)
 
 
 def transpose(b: PlanBuilder, n: int, rows: int, columns: int, out: Buffer, x: Buffer) -> None:
-    b.call("transpose", [out, x], n * rows * columns, n=n, rows=rows, columns=columns)
+    b.call("transpose", [out, x], ELEMENT_WORK * n * rows * columns, n=n, rows=rows, columns=columns)
 
 
 def _elementwise(b: PlanBuilder, kernel: str, size: int, args: list[Optional], kind: int = 0, alpha: float = 0) -> None:
-    b.call(kernel, args, size, size=size, kind=kind, alpha=alpha)
+    b.call(kernel, args, ELEMENT_WORK * size, size=size, kind=kind, alpha=alpha)
 
 
 def copy(b: PlanBuilder, size: int, out: Buffer, x: Buffer) -> None:
@@ -189,16 +239,34 @@ def dropout(
     """Forward and, with dy for x, backward; shape is (N, F) or (N, C, H, W)."""
     n, c, h, w = shape if len(shape) == 4 else (shape[0], 1, 1, math.prod(shape[1:]))
     b.call(
-        "dropout", [y, x, state], 8 * math.prod(shape),
+        "dropout", [y, x, state], 4 * ELEMENT_WORK * math.prod(shape),
         n=n, c=c, h=h, w=w, entry=entry, threshold=math.floor(rate * 2**32), scale=1 / (1 - rate),
     )  # fmt: skip
 
 
-def batch_norm(b: PlanBuilder, kernel: str, rows: int, columns: int, args: list[Buffer], **options: Any) -> None:
+def batch_norm(
+    b: PlanBuilder, kernel: str, rows: int, columns: int, args: list[Optional], *, epilogue: Epilogue | None = None,
+    **options: Any,
+) -> None:  # fmt: skip
     """`kernel` is batch_norm or batch_norm_backward; options: training, eps, momentum."""
-    b.call(kernel, args, 4 * rows * columns, rows=rows, columns=columns, **options)
+    if epilogue:
+        options["epilogue"] = epilogue
+    b.call(kernel, args, 2 * ELEMENT_WORK * rows * columns, rows=rows, columns=columns, **options)
 
 
-def by_rows(b: PlanBuilder, kernel: str, rows: int, columns: int, args: list[Optional]) -> None:
+def running_statistics(b: PlanBuilder, columns: int, momentum: float, args: list[Buffer]) -> None:
+    b.call("running_statistics", args, ELEMENT_WORK * columns, columns=columns, momentum=momentum)
+
+
+def fold_batch_norm(
+    b: PlanBuilder, columns: int, w_size: int, eps: float, args: list[Optional]
+) -> tuple[Buffer, Buffer]:
+    """Weights and bias of a convolution with the batch norm after it; args: w, bias, gamma, beta, mean, variance."""
+    w, bias = b.arena(w_size), b.arena(columns)
+    b.prepare("fold_batch_norm", [w, bias, *args], rows=w_size // columns, columns=columns, eps=eps)
+    return w, bias
+
+
+def by_rows(b: PlanBuilder, kernel: str, rows: int, columns: int, args: list[Optional], *, stops: bool = False) -> None:
     """A kernel of loss.h."""
-    b.call(kernel, args, 8 * rows * columns, rows=rows, columns=columns)
+    b.call(kernel, args, 2 * ELEMENT_WORK * rows * columns, stops=stops, rows=rows, columns=columns)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pycnn import lowering, native, shapes
-from pycnn.graph import Graph, Value
+from pycnn.graph import Graph, Parameter, Value
 from pycnn.losses import Loss
 from pycnn.operators import Run
 from pycnn.optimizers import Updates
@@ -50,7 +50,7 @@ class Dropouts:
         self.state[:] = np.random.SeedSequence(seed).generate_state(1, np.uint64).astype(np.int64)[0], 0
 
     def advance(self) -> None:
-        self.state[1] = (self.state[1] + 1) % 2**32
+        self.state.data[1] = (self.state.data[1] + 1) % 2**32
 
 
 class NonFinite(Exception):
@@ -106,58 +106,63 @@ class PlanExecutor(Executor):
         self._free: dict[tuple, list[Binding]] = {}
         self._lock = threading.Lock()
         self._last: tuple[Binding, np.ndarray] | None = None
-        self._running = [
-            (p.memory, np.empty_like(p.memory))
-            for node in graph.nodes
-            for p in node.parameters.values()
-            if not p.learned
-        ]
+        self._layers = list(dict.fromkeys(node.layer for node in graph.nodes if node.parameters))
+        self._parameters = [p for node in graph.nodes for p in node.parameters.values()]
 
-    def _plan(self, key: tuple, make: Callable[[], Plan]) -> tuple[tuple, Plan]:
-        key = (*key, *native.plan_settings())
+    def _plan(self, key: tuple, make: Callable[[], Plan]) -> Plan:
         with self._lock:
             plan = self._plans.get(key) or make()
             self._plans[key] = plan
             self._plans.move_to_end(key)
             while len(self._plans) > CACHED_PLANS:
                 self._free.pop(self._plans.popitem(last=False)[0], None)
-        return key, plan
+        return plan
 
-    @contextmanager
-    def _binding(self, key: tuple, make: Callable[[], Plan], extra: Callable[[], dict]) -> Iterator[Binding]:
-        """A binding of the plan that nobody else is using, with the parameters bound."""
-        key, plan = self._plan(key, make)
-        with self._lock:
-            free = self._free.setdefault(key, [])
-            binding = free.pop() if free else None
-        binding = binding or self._bind(plan, extra())
-        yield binding
-        with self._lock:
-            free.append(binding)
+    def _take(
+        self, key: tuple, make: Callable[[], Plan], extra: Callable[[], dict[str, np.ndarray]] = dict
+    ) -> tuple[Binding, list[Binding]]:
+        """A binding of the plan that nobody else is using, and the list to put it back to."""
+        key = (*key, *native.plan_settings())
+        plan = self._plan(key, make)
+        free = self._free.setdefault(key, [])
+        try:
+            return free.pop(), free
+        except IndexError:
+            return self._bind(plan, extra()), free
 
     def _bind(self, plan: Plan, arrays: dict[str, np.ndarray], **more: np.ndarray) -> Binding:
         arrays = {name: p.memory for name, p in self.graph.parameters().items()} | arrays | more
         return plan.bind(arrays | {"dropout_state": self.dropouts.state}, Arena(plan.arena_bytes))
 
+    def _run_kept(self, binding: Binding) -> None:
+        """Runs a plan that keeps what it has made of the parameters, until they may have changed."""
+        changes = Parameter.changes
+        fresh = binding.prepared_at == changes and not any([p.shared for p in self._parameters])
+        binding.run(binding.plan.marks["prepared"] if fresh else 0)
+        binding.prepared_at = changes
+
     def predict(self, x: np.ndarray, y: np.ndarray) -> None:
         x, last = shapes.layout(x)
-        options = lowering.Options(len(x), last)
-        make = lambda: lowering.inference_plan(self.graph, options)  # noqa: E731
-        with self._binding(("predict", options), make, dict) as binding:
-            binding.set("x", x)
-            binding.set("y", y)
-            binding.run()
+        n = len(x)
+        make = lambda: lowering.inference_plan(self.graph, lowering.Options(n, last, kept=True))  # noqa: E731
+        binding, free = self._take(("predict", n, last), make)
+        binding.set("x", x)
+        binding.set("y", y)
+        self._run_kept(binding)
+        free.append(binding)
 
     def evaluate(self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str) -> tuple[float, np.ndarray]:
         x, last = shapes.layout(x)
-        options = lowering.Options(len(x), last)
+        n = len(x)
+        options = lowering.Options(n, last, kept=True)
         make = lambda: lowering.loss_plan(self.graph, options, loss, kind)  # noqa: E731
-        results = partial(self._results, len(x))
-        with self._binding(("evaluate", options, repr(loss), kind), make, results) as binding:
-            binding.set("x", x)
-            binding.set("labels", labels)
-            binding.run()
-            return float(binding.arrays["loss"][0]), binding.arrays["y"].copy()
+        binding, free = self._take(("evaluate", n, last, loss.key(), kind), make, partial(self._results, n))
+        binding.set("x", x)
+        binding.set("labels", labels)
+        self._run_kept(binding)
+        result = float(binding.arrays["loss"][0]), binding.arrays["y"].copy()
+        free.append(binding)
+        return result
 
     def _results(self, n: int) -> dict[str, np.ndarray]:
         """The arrays that a binding keeps for its output and its loss, so that a step allocates nothing."""
@@ -182,6 +187,13 @@ class PlanExecutor(Executor):
         b.call("gradient_norm", [b.external(f"norm{which}"), gradient], size, size=size, kind=int(which in seen))
         seen.add(which)
 
+    def _lower_clipping(self, updates: Updates, seen: set[int], b: PlanBuilder, index: int, role: str) -> None:
+        which = updates.of(self.graph.nodes[index].layer.name)
+        limit = updates.optimizers[which].clip_norm
+        if limit is not None and which not in seen:
+            b.call("clip_factor", [b.external(f"state{which}"), b.external(f"norm{which}")], alpha=limit)
+            seen.add(which)
+
     def _training_arrays(self, updates: Updates) -> dict[str, np.ndarray]:
         arrays = {f"state{i}": state for i, state in enumerate(updates.states)}
         arrays |= {f"norm{i}": norm for i, norm in enumerate(updates.norms)}
@@ -197,34 +209,31 @@ class PlanExecutor(Executor):
         self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, updates: Updates, epoch: float
     ) -> tuple[float, np.ndarray]:
         x, last = shapes.layout(x)
-        options = lowering.Options(len(x), last, training=True)
-        make = lambda: lowering.loss_plan(  # noqa: E731
-            self.graph, options, loss, kind, (self._lower_norm, self._lower_update), updates
-        )
-        key = ("train", options, repr(loss), kind, updates, self._trainable())
-        arrays = lambda: self._results(len(x)) | self._training_arrays(updates)  # noqa: E731
-        with self._binding(key, make, arrays) as binding:
-            binding.set("x", x)
-            binding.set("labels", labels)
-            y, value, marks = binding.arrays["y"], binding.arrays["loss"], binding.plan.marks
-            for running, kept in self._running:
-                np.copyto(kept, running)
-            updates.begin(epoch)
-            binding.run(0, marks["backward"])
-            if not math.isfinite(value[0]):
-                for running, kept in self._running:
-                    np.copyto(running, kept)
-                updates.cancel()
-                raise NonFinite(self._first_non_finite(x, last), float(value[0]))
-            binding.run(marks["backward"], marks["update"])
-            if updates.clips_norms():
-                updates.clip()
-            binding.run(marks["update"])
+        n = len(x)
+        key = ("train", n, last, loss.key(), kind, updates, self._trainable())
+        make = lambda: self._training_plan(lowering.Options(n, last, training=True), loss, kind, updates)  # noqa: E731
+        arrays = lambda: self._results(n) | self._training_arrays(updates)  # noqa: E731
+        binding, free = self._take(key, make, arrays)
+        binding.set("x", x)
+        binding.set("labels", labels)
+        y = binding.arrays["y"]
+        updates.begin(epoch)
+        complete = binding.run()
+        value = float(binding.arrays["loss"][0])
+        free.append(binding)
+        if not complete:
+            updates.cancel()
+            raise NonFinite(self._first_non_finite(x, last), value)
+        Parameter.changed()
         self.dropouts.advance()
-        return float(value[0]), y
+        return value, y
+
+    def _training_plan(self, options: lowering.Options, loss: Loss, kind: str, updates: Updates) -> Plan:
+        passes = (self._lower_norm, self._lower_clipping, self._lower_update)
+        return lowering.loss_plan(self.graph, options, loss, kind, passes, updates)
 
     def _trainable(self) -> tuple[bool, ...]:
-        return tuple(node.layer.trainable for node in self.graph.nodes)
+        return tuple([layer.trainable for layer in self._layers])
 
     def _first_non_finite(self, x: np.ndarray, last: bool) -> str:
         """The layer whose output first holds a NaN or infinity, with the same dropout as the step."""
@@ -234,8 +243,6 @@ class PlanExecutor(Executor):
         outputs = [np.empty((len(x), *node.output.shape), np.float32) for node in self.graph.nodes]
         arrays = {lowering.output_name(i): output for i, output in enumerate(outputs)}
         self._bind(plan, arrays, x=x, y=self._output(len(x))).run()
-        for running, kept in self._running:
-            np.copyto(running, kept)
         for node, output in zip(self.graph.nodes, outputs, strict=True):
             if not np.isfinite(output).all():
                 return f"layer {node.layer.name!r}"
@@ -245,7 +252,8 @@ class PlanExecutor(Executor):
         x = np.array(x, order="K")  # kept for backward
         memory, last = shapes.layout(x)
         options = lowering.Options(len(x), last, training)
-        key, plan = self._plan(("layer", options, self._trainable()), lambda: lowering.layer_plan(self.graph, options))
+        key = ("layer", options, self._trainable(), *native.plan_settings())
+        plan = self._plan(key, lambda: lowering.layer_plan(self.graph, options))
         gradients = {
             lowering.gradient_name(i, role): self.graph.nodes[i].parameters[role].gradient
             for i, role in lowering.trained_parameters(self.graph)
@@ -256,6 +264,7 @@ class PlanExecutor(Executor):
             self.dropouts.advance()
         binding = self._bind(plan, gradients, x=memory, y=y)
         binding.run(0, plan.marks["backward"])
+        Parameter.changed()
         self._last = binding, x
         return y
 
@@ -331,6 +340,7 @@ class ReferenceExecutor(Executor):
         self._keep_running(runs)
         self._back(runs, scored, gradient)
         self._update(updates, epoch)
+        Parameter.changed()
         self.dropouts.advance()
         return value, np.array(values[self.graph.outputs[0]], np.float32)
 

@@ -3,9 +3,10 @@
 Layers emit nodes; lowering makes plans of a graph, and the reference executor runs it as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -21,15 +22,43 @@ class Parameter:
 
     `memory` has the kernels' layout; `view` shows the same memory in the public one, which is `memory`
     transposed by `axes` (convolution weights lie as R, S, C, K and are shown as K, C, R, S).
+
+    Predictions keep what they have made of the parameters until `changes` differs: it is another number after each
+    time that anybody may have written to any parameter. `shared` says that users hold the array and may write at any
+    time.
     """
+
+    changes: ClassVar[int] = 0
+    _counter: ClassVar[Iterator[int]] = count(1)
 
     def __init__(self, name: str, value: np.ndarray, axes: tuple[int, ...] | None = None, learned: bool = True):
         self.name = name
         self.axes = axes or tuple(range(value.ndim))
         self.memory = np.array(value.transpose(np.argsort(self.axes)), dtype=np.float32, order="C")
-        self.view = self.memory.transpose(self.axes)
         self.learned = learned
+        self.shared = False
         self._gradient: np.ndarray | None = None
+
+    @classmethod
+    def changed(cls) -> None:
+        """To be called by those who write to `memory`."""
+        Parameter.changes = next(cls._counter)
+
+    @property
+    def view(self) -> np.ndarray:
+        """The array in its public shape, writable."""
+        self.changed()
+        return self.memory.transpose(self.axes)
+
+    def share(self) -> np.ndarray:
+        """The array in its public shape, for users to keep."""
+        self.shared = True
+        return self.view
+
+    @property
+    def shape(self) -> Shape:
+        """The public shape."""
+        return tuple(self.memory.shape[i] for i in self.axes)
 
     def __getstate__(self) -> tuple:
         return self.name, self.view, self.axes, self.learned, self._gradient
@@ -68,6 +97,8 @@ class Node:
     output: Value
     parameters: dict[str, Parameter]
     layer: "Layer"
+    number: int  # its place in the graph that its layers emitted
+    norm: "Node | None" = None  # the batch norm that a convolution does as well, when it only predicts
 
     @property
     def trained(self) -> dict[str, Parameter]:
@@ -95,16 +126,16 @@ class Graph:
         parameters: dict[str, Parameter],
     ) -> Value:
         """Appends an operation of a layer and returns its output."""
-        sizes = {name: p.view.shape for name, p in parameters.items()}
+        sizes = {name: p.shape for name, p in parameters.items()}
         output = Value(operator.output_shape([v.shape for v in inputs], sizes))
-        self.nodes.append(Node(operator, list(inputs), output, parameters, layer))
+        self.nodes.append(Node(operator, list(inputs), output, parameters, layer, len(self.nodes)))
         return output
 
     def parameters(self) -> dict[str, Parameter]:
         """Every parameter, by the name that plans bind it under."""
         return {
-            bound_name(i, role): parameter
-            for i, node in enumerate(self.nodes)
+            bound_name(node.number, role): parameter
+            for node in self.nodes
             for role, parameter in node.parameters.items()
         }
 

@@ -22,6 +22,10 @@ class Loss:
 
     name = ""
 
+    def key(self) -> tuple:
+        """What plans with this loss depend on."""
+        return (type(self), *vars(self).values())
+
     def absorbs(self, operator: operators.Operator) -> bool:
         """Whether the loss computes this last operation itself, in a stable form."""
         return False
@@ -47,7 +51,7 @@ class Loss:
         b, rows = lowering.b, lowering.options.n
         labels = lowering.load("labels", value, False)
         args = [b.external("loss"), gradient, lowering.buffers[value], labels]
-        calls.by_rows(b, self.name, rows, math.prod(value.shape), args)
+        calls.by_rows(b, self.name, rows, math.prod(value.shape), args, stops=gradient is not None)
 
     def run(self, scored: Any, labels: Any) -> tuple[float, Any]:
         """(mean loss, gradient) of nested lists on the reference."""
@@ -77,7 +81,8 @@ class CrossEntropy(Loss):
         labels = b.external("labels")
         args = [b.external("loss"), gradient, lowering.buffers[value]]
         args += [labels, None] if kind == INDICES else [None, labels]
-        calls.by_rows(b, "softmax_cross_entropy", lowering.options.n, value.shape[0], args)
+        stops = gradient is not None
+        calls.by_rows(b, "softmax_cross_entropy", lowering.options.n, value.shape[0], args, stops=stops)
 
     def run(self, scored: Any, labels: Any) -> tuple[float, Any]:
         return reference.softmax_cross_entropy(scored, labels)

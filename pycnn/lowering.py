@@ -1,8 +1,9 @@
 """From a graph to a plan for one batch size, in passes.
 
-Layout: images lie channels-last between all operations; they are transposed where a user's array enters or
-leaves. Forward: each operator appends its calls. Backward: in reverse order, the gradients of a value with
-several readers being added up. Memory: the builder places every buffer by its first and last use.
+Fusion: neighbours become one node (fusion.py). Layout: images lie channels-last between all operations; they are
+transposed where a user's array enters or leaves. Forward: each operator appends its calls. Backward: in reverse
+order, the gradients of a value with several readers being added up. Memory: the builder places every buffer by its
+first and last use. Threads: the builder tells which calls have work enough for them.
 """
 
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pycnn import calls
+from pycnn.fusion import fuse
 from pycnn.graph import Graph, Shape, Value, bound_name
 from pycnn.operators import Lowering
 from pycnn.plan import Buffer, Plan, PlanBuilder
@@ -22,6 +24,7 @@ class Options:
     n: int
     channels_last: bool = False  # the memory of the input
     training: bool = False
+    kept: bool = False  # whether the parameters stay the same from run to run
 
 
 def gradient_name(node: int, role: str) -> str:
@@ -76,21 +79,33 @@ class GraphLowering:
     def forward(self) -> None:
         (given,) = self.graph.inputs
         self.buffers[given] = self.load("x", given, self.options.channels_last)
-        for index, node in enumerate(self.graph.nodes):
+        for node in self.graph.nodes:
             context = Lowering(
                 self.b,
                 self.options.n,
-                index,
+                node.number,
                 node,
                 self.options.training,
                 [self.buffers[v] for v in node.inputs],
                 lambda shape: self.b.arena(self.options.n * math.prod(shape)),
-                {role: self.b.external(bound_name(index, role)) for role in node.parameters},
+                {
+                    role: self.b.external(bound_name(part.number, role))
+                    for part in (node, node.norm)
+                    if part is not None
+                    for role in part.parameters
+                },
+                kept=self.options.kept,
             )
             self.contexts.append(context)
             context.output = self.buffers[node.output] = node.operator.lower(context)
             if self._all_outputs:
-                self.store(output_name(index), node.output, context.output)
+                self.store(output_name(node.number), node.output, context.output)
+
+    def finish_forward(self) -> None:
+        """Appends what the forward pass has put off until its loss is known."""
+        for context in self.contexts:
+            for append in context.later:
+                append()
 
     def _need_gradients(self, of_input: bool) -> set[Value]:
         """The values on a path from a trained parameter (or from the input, if its gradient is wanted)."""
@@ -103,22 +118,27 @@ class GraphLowering:
     def backward(self, value: Value, gradient: Buffer, of_input: bool) -> dict[Value, Buffer]:
         """Appends backward calls from the gradient of one value on; the gradients that remain."""
         needed = self._need_gradients(of_input)
-        gradients = {value: gradient}
-        for index, node in reversed(list(enumerate(self.graph.nodes))):
-            dy = gradients.pop(node.output, None)
-            if dy is None or node.output not in needed:
+        parts: dict[Value, list[Buffer]] = {value: [gradient]}
+        for c in reversed(self.contexts):
+            node = c.node
+            if node.output not in parts or node.output not in needed:
                 continue
-            c = self.contexts[index]
-            c.gradients = {role: self.b.external(gradient_name(index, role)) for role in node.trained}
+            dy = parts.pop(node.output)
+            if node.operator.adds_gradients and len(dy) > 1:
+                c.second_dy = dy.pop()
+            c.gradients = {role: self.b.external(gradient_name(node.number, role)) for role in node.trained}
             c.wanted = [v in needed for v in node.inputs]
-            for v, dx in zip(node.inputs, node.operator.lower_backward(c, dy), strict=True):
+            dxs = node.operator.lower_backward(c, self._sum(node.output, dy))
+            for v, dx in zip(node.inputs, dxs, strict=True):
                 if dx is not None and v in needed:
-                    gradients[v] = self._sum(v, gradients[v], dx) if v in gradients else dx
-        return gradients
+                    parts.setdefault(v, []).append(dx)
+        return {v: self._sum(v, buffers) for v, buffers in parts.items()}
 
-    def _sum(self, value: Value, first: Buffer, second: Buffer) -> Buffer:
-        total = self.b.arena(self.size(value))
-        calls.add(self.b, self.size(value), total, first, second)
+    def _sum(self, value: Value, parts: list[Buffer]) -> Buffer:
+        total, *others = parts
+        for part in others:
+            first, total = total, self.b.arena(self.size(value))
+            calls.add(self.b, self.size(value), total, first, part)
         return total
 
 
@@ -129,7 +149,7 @@ def trained_parameters(graph: Graph) -> list[tuple[int, str]]:
 
 def inference_plan(graph: Graph, options: Options, all_outputs: bool = False) -> Plan:
     """Outside arrays: x, y and the parameters; with `all_outputs` one for each node's output as well."""
-    lowering = GraphLowering(graph, options, all_outputs)
+    lowering = GraphLowering(graph if all_outputs else fuse(graph, (), True), options, all_outputs)
     lowering.forward()
     (output,) = graph.outputs
     lowering.store("y", output, lowering.buffers[output])
@@ -138,8 +158,9 @@ def inference_plan(graph: Graph, options: Options, all_outputs: bool = False) ->
 
 def layer_plan(graph: Graph, options: Options) -> Plan:
     """Forward from x to y, mark "backward", then from dy to dx and the gradients of the parameters."""
-    lowering = GraphLowering(graph, options)
+    lowering = GraphLowering(fuse(graph, (), False), options)
     lowering.forward()
+    lowering.finish_forward()
     (given,), (output,) = graph.inputs, graph.outputs
     lowering.store("y", output, lowering.buffers[output])
     lowering.b.mark("backward")
@@ -157,28 +178,26 @@ def loss_plan(
     update_passes: tuple = (),
     updates: Any = None,
 ) -> Plan:
-    """Forward to y and the loss; with `update_passes`, mark "backward", the gradients, the first pass, mark
-    "update", the other passes.
+    """Forward to y and the loss; with `update_passes`, if it is finite, the gradients and the passes.
 
     `loss` is a loss of pycnn.losses, `kind` its kind of labels. A pass is a function (updates, set(), b, node, role)
     that appends calls for one parameter: the norm of its gradient, its update. Outside arrays: x, y, labels, loss,
     the parameters, their gradients and what the passes bind.
     """
-    lowering = GraphLowering(graph, options)
+    scored = loss.scored_value(graph)
+    (output,) = graph.outputs
+    lowering = GraphLowering(fuse(graph, (scored,), not update_passes), options)
     lowering.forward()
     b = lowering.b
-    (output,) = graph.outputs
     lowering.store("y", output, lowering.buffers[output])
-    scored = loss.scored_value(graph)
     gradient = b.arena(lowering.size(scored)) if update_passes else None
     loss.lower(lowering, scored, kind, gradient)
     if update_passes:
         b.mark("backward")
+        lowering.finish_forward()
         lowering.backward(scored, gradient, of_input=False)
         for update_pass in update_passes:
             seen: set[int] = set()
             for node, role in trained_parameters(graph):
                 update_pass(updates, seen, b, node, role)
-            if "update" not in b.marks:
-                b.mark("update")
     return b.finish()

@@ -89,12 +89,14 @@ class BaseModel(Layer):
 
     def _ready(self, x: np.ndarray, seed: int | None = None) -> Executor:
         """The executor for inputs like x; builds the model if that is still to be done."""
+        executors = self._executors.get(x.shape[1:])
+        if executors is not None:
+            return executors.current()
         if x.ndim < 2:
             raise ValueError(f"[{self.name}] x must have a batch axis and more, got shape {x.shape}")
         shape = x.shape[1:]
         self.build(shape, seed if self._seed is None else None)
-        if shape not in self._executors:
-            self._executors[shape] = Executors(self._graph(shape), self._dropouts)
+        self._executors[shape] = Executors(self._graph(shape), self._dropouts)
         return self._executors[shape].current()
 
     def get_weights(self) -> list[np.ndarray]:
@@ -110,7 +112,7 @@ class BaseModel(Layer):
         if len(arrays) != len(parameters):
             raise ValueError(f"[set_weights] the model has {len(parameters)} arrays, got {len(arrays)}")
         for (leaf, p), array in zip(parameters, arrays, strict=True):
-            shapes.expect_shape("set_weights", f"{p.name} of {leaf.name}", array.shape, p.view.shape)
+            shapes.expect_shape("set_weights", f"{p.name} of {leaf.name}", array.shape, p.shape)
         for (_, p), array in zip(parameters, arrays, strict=True):
             p.view[...] = array
 
@@ -292,6 +294,9 @@ class BaseModel(Layer):
         batch_size = shapes.integer("predict", "batch_size", batch_size, 1)
         executor = self._ready(x)
         y = np.empty((len(x), *executor.graph.outputs[0].shape), np.float32)
+        if 0 < len(x) <= batch_size:
+            executor.predict(x, y)
+            return y
         for i in range(0, len(x), batch_size):
             executor.predict(x[i : i + batch_size], y[i : i + batch_size])
         return y
@@ -311,7 +316,7 @@ class BaseModel(Layer):
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
         lines.insert(1, "-" * len(lines[0]))
         learned = sum(
-            p.view.size for leaf in self.leaves() if leaf.trainable for p in leaf.parameters.values() if p.learned
+            p.memory.size for leaf in self.leaves() if leaf.trainable for p in leaf.parameters.values() if p.learned
         )
         lines += [lines[1], f"{_count(self):,} parameters, {learned:,} of them trained"]
         text = "\n".join(lines).replace("'N'", "N")
@@ -346,7 +351,7 @@ _optimizers, _metrics = optimizers, metrics  # compile has arguments of these na
 
 
 def _count(layer: Layer) -> int:
-    return sum(p.view.size for leaf in layer.leaves() for p in leaf.parameters.values())
+    return sum(p.memory.size for leaf in layer.leaves() for p in leaf.parameters.values())
 
 
 def _explain(error: NonFinite, where: str) -> str:
@@ -431,7 +436,7 @@ def _take_tensors(model: BaseModel, tensors: dict[str, np.ndarray]) -> None:
         different = ", ".join(sorted(parameters.keys() ^ tensors.keys()))
         raise ValueError(f"the arrays are not those of the architecture: {different}")
     for name, p in parameters.items():
-        shapes.expect_shape("load", name, tensors[name].shape, p.view.shape)
+        shapes.expect_shape("load", name, tensors[name].shape, p.shape)
         p.view[...] = tensors[name]
 
 

@@ -6,8 +6,8 @@ An operator is written once for all executors. `lower` and `lower_backward` appe
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from pycnn import calls, reference, shapes
 from pycnn.graph import Node, Shape
@@ -32,6 +32,9 @@ class Lowering:
     output: Buffer | None = None
     gradients: dict[str, Buffer] | None = None  # where the wanted gradients of parameters go
     wanted: Sequence[bool] = ()  # which inputs' gradients are wanted
+    second_dy: Buffer | None = None  # to be added to dy, for an operator that `adds_gradients`
+    kept: bool = False  # whether the parameters stay the same from run to run
+    later: list[Callable[[], None]] = field(default_factory=list)  # appends calls for after the loss
     saved: Any = None
 
     def shape(self, i: int = 0) -> Shape:
@@ -60,6 +63,8 @@ class Run:
 class Operator:
     """A logical operation. Subclasses with parameters name their gradients as the parameters."""
 
+    adds_gradients: ClassVar[bool] = False  # whether lower_backward takes a second part of dy
+
     def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
         return inputs[0]
 
@@ -79,14 +84,29 @@ class Operator:
         raise NotImplementedError
 
 
+def _epilogue(rectifier: "Activation | None") -> calls.Epilogue | None:
+    return None if rectifier is None else rectifier.epilogue()
+
+
+def _before_rectifier(c: Lowering, rectifier: "Activation | None", dy: Buffer) -> Buffer:
+    """The gradient of what a fused rectifier has read, told from what it has made."""
+    if rectifier is None:
+        return dy
+    dx = c.new(c.node.output.shape)
+    size = c.n * math.prod(c.node.output.shape)
+    calls.activation_backward(c.b, size, rectifier.name, rectifier.alpha, dx, dy, c.output)
+    return dx
+
+
 @dataclass
 class Conv2D(Operator):
-    """2-D convolution; parameters weight (K, C/groups, R, S) and perhaps bias (K,)."""
+    """2-D convolution; parameters weight (K, C/groups, R, S) and perhaps bias (K,). Fusion may add a rectifier."""
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    rectifier: "Activation | None" = None
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -103,14 +123,23 @@ class Conv2D(Operator):
         return self._geometry(1, inputs[0], parameters["weight"]).y_shape[1:]
 
     def lower(self, c: Lowering) -> Buffer:
-        g = self._geometry(c.n, c.node.inputs[0].shape, c.node.parameters["weight"].view.shape)
+        g = self._geometry(c.n, c.node.inputs[0].shape, c.node.parameters["weight"].shape)
         c.saved = g
         y = c.new(g.y_shape[1:])
-        calls.conv2d(c.b, g, calls.rsck_strides(g), y, c.x[0], c.weights["weight"], c.weights.get("bias"))
+        weight, bias = self._folded(c, g) if c.node.norm else (c.weights["weight"], c.weights.get("bias"))
+        options = {"epilogue": _epilogue(self.rectifier), "kept": c.kept}
+        calls.conv2d(c.b, g, calls.rsck_strides(g), y, c.x[0], weight, bias, **options)
         return y
+
+    def _folded(self, c: Lowering, g: shapes.Conv2D) -> tuple[Buffer, Buffer]:
+        """Weights and bias with the batch norm that fusion has added."""
+        names = ("weight", "bias", "gamma", "beta", "running_mean", "running_var")
+        args = [c.weights.get(name) for name in names]
+        return calls.fold_batch_norm(c.b, g.k, c.node.parameters["weight"].memory.size, c.node.norm.operator.eps, args)
 
     def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
         g, strides = c.saved, calls.rsck_strides(c.saved)
+        dy = _before_rectifier(c, self.rectifier, dy)
         if "weight" in c.gradients:
             calls.conv2d_backward_weights(c.b, g, strides, c.gradients["weight"], c.x[0], dy)
         if "bias" in c.gradients:
@@ -131,22 +160,26 @@ class Conv2D(Operator):
 
 @dataclass
 class Dense(Operator):
-    """y = x weight + bias; parameters weight (in, out) and perhaps bias (out,)."""
+    """y = x weight + bias; parameters weight (in, out) and perhaps bias (out,). Fusion may add a rectifier."""
+
+    rectifier: "Activation | None" = None
 
     def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
         return shapes.dense("dense", (1, *inputs[0]), parameters["weight"])[2:]
 
     def _sizes(self, c: Lowering) -> tuple[int, int, int]:
-        return shapes.dense("dense", c.shape(), c.node.parameters["weight"].view.shape)
+        return shapes.dense("dense", c.shape(), c.node.parameters["weight"].shape)
 
     def lower(self, c: Lowering) -> Buffer:
         n, inputs, outputs = self._sizes(c)
         y = c.new((outputs,))
-        calls.gemm(c.b, n, outputs, inputs, y, c.x[0], c.weights["weight"], c.weights.get("bias"))
+        options = {"epilogue": _epilogue(self.rectifier), "kept": c.kept}
+        calls.gemm(c.b, n, outputs, inputs, y, c.x[0], c.weights["weight"], c.weights.get("bias"), **options)
         return y
 
     def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
         n, inputs, outputs = self._sizes(c)
+        dy = _before_rectifier(c, self.rectifier, dy)
         if "weight" in c.gradients:
             calls.dense_backward_weights(c.b, n, inputs, outputs, c.gradients["weight"], c.x[0], dy)
         if "bias" in c.gradients:
@@ -318,6 +351,10 @@ class Activation(Operator):
     def _options(self) -> dict[str, float]:
         return dict.fromkeys(shapes.ACTIVATION_OPTIONS[self.name], self.alpha)
 
+    def epilogue(self) -> calls.Epilogue | None:
+        """What another kernel does to its results to be this activation as well, if it can."""
+        return calls.rectifier(self.name, self.alpha)
+
     def lower(self, c: Lowering) -> Buffer:
         y = c.new(c.node.output.shape)
         calls.activation(c.b, c.size(), self.name, self.alpha, y, c.x[0])
@@ -397,34 +434,46 @@ class Dropout(Operator):
 
 @dataclass
 class BatchNorm(Operator):
-    """Parameters gamma, beta, running_mean, running_var, each (C,)."""
+    """Parameters gamma, beta, running_mean, running_var, each (C,). Fusion may add a second input, which is added to
+    the result, and a rectifier of the sum."""
 
     momentum: float = 0.9
     eps: float = 1e-5
+    rectifier: "Activation | None" = None
+
+    adds_gradients: ClassVar[bool] = True
 
     def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
         shapes.batch_norm("batch_norm", (1, *inputs[0]), parameters)
         return inputs[0]
 
     def _options(self, c: Lowering) -> dict[str, Any]:
-        return {"training": c.training, "eps": self.eps, "momentum": self.momentum}
+        epilogue = _epilogue(self.rectifier)
+        return {"training": c.training, "eps": self.eps, "momentum": self.momentum, "epilogue": epilogue}
 
     def lower(self, c: Lowering) -> Buffer:
         rows, columns = shapes.batch_norm("batch_norm", c.shape(), {})
-        y, mean, rstd = c.new(c.node.output.shape), c.b.arena(columns), c.b.arena(columns)
+        y, mean, rstd, variance = c.new(c.node.output.shape), *(c.b.arena(columns) for _ in range(3))
         c.saved = rows, columns, mean, rstd
         running = [c.weights["running_mean"], c.weights["running_var"]]
-        args = [y, mean, rstd, *running, c.x[0], c.weights["gamma"], c.weights["beta"]]
+        residual = c.x[1] if len(c.x) > 1 else None
+        args = [y, mean, rstd, variance, c.x[0], c.weights["gamma"], c.weights["beta"], *running, residual]
         calls.batch_norm(c.b, "batch_norm", rows, columns, args, **self._options(c))
+        if c.training:
+            args = [*running, mean, variance]
+            c.later.append(lambda: calls.running_statistics(c.b, columns, self.momentum, args))
         return y
 
     def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
         rows, columns, mean, rstd = c.saved
         dx = c.new(c.node.inputs[0].shape)
         dgamma, dbeta = (c.gradients.get(name) or c.b.arena(columns) for name in ("gamma", "beta"))
-        args = [dx, dgamma, dbeta, dy, c.x[0], mean, rstd, c.weights["gamma"]]
+        changed = self.rectifier is not None or c.second_dy is not None
+        of_residual = c.new(c.node.output.shape) if changed and any(c.wanted[1:]) else None
+        args = [dx, dgamma, dbeta, of_residual, dy, c.second_dy, c.output if self.rectifier else None]
+        args += [c.x[0], mean, rstd, c.weights["gamma"]]
         calls.batch_norm(c.b, "batch_norm_backward", rows, columns, args, **self._options(c))
-        return [dx]
+        return [dx, of_residual or dy][: len(c.x)]
 
     def run(self, r: Run) -> Lists:
         names = ("gamma", "beta", "running_mean", "running_var")

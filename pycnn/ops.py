@@ -550,9 +550,14 @@ def _batch_norm_plan(
     rank4 = len(shape) == 4
     x = _load(b, "x", shape, last) if rank4 else b.external("x")
     y, finish = _stored(b, "y", shape, last) if rank4 else (b.external("y"), lambda: None)
-    names = ["mean", "rstd", "running_mean", "running_var"]
-    args = [y, *map(b.external, names), x, b.external("gamma"), b.external("beta")]
+    mean, rstd, gamma, beta, *running = map(
+        b.external, ("mean", "rstd", "gamma", "beta", "running_mean", "running_var")
+    )
+    variance = b.arena(columns)
+    args = [y, mean, rstd, variance, x, gamma, beta, *running, None]
     calls.batch_norm(b, "batch_norm", rows, columns, args, training=training, eps=eps, momentum=momentum)
+    if training:
+        calls.running_statistics(b, columns, momentum, [*running, mean, variance])
     finish()
 
 
@@ -602,7 +607,8 @@ def _batch_norm_backward_plan(b: PlanBuilder, shape: tuple[int, ...], last: bool
     rank4 = len(shape) == 4
     x, dy = (_load(b, name, shape, last) if rank4 else b.external(name) for name in ("x", "dy"))
     dx, finish = _stored(b, "dx", shape, last) if rank4 else (b.external("dx"), lambda: None)
-    args = [dx, b.external("dgamma"), b.external("dbeta"), dy, x, *map(b.external, ("mean", "rstd", "gamma"))]
+    args = [dx, b.external("dgamma"), b.external("dbeta"), None, dy, None, None, x]
+    args += map(b.external, ("mean", "rstd", "gamma"))
     calls.batch_norm(b, "batch_norm_backward", rows, columns, args, training=training, eps=eps)
     finish()
 

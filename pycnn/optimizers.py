@@ -39,6 +39,8 @@ class Optimizer:
     def lr_at(self, epoch: float) -> float:
         """The learning rate at an epoch, which counts from 0."""
         lr = self.lr(epoch) if callable(self.lr) else self.lr
+        if type(lr) is float and 0 <= lr < math.inf:  # as quickly as possible, for it is asked at each step
+            return lr
         return shapes.number(self.name, "lr", lr, 0)
 
     def check(self) -> None:
@@ -190,21 +192,13 @@ class Updates:
             self._slots[parameter] = [np.zeros_like(parameter.memory) for _ in range(count)]
         return self._slots[parameter]
 
-    def clips_norms(self) -> bool:
-        return any(o.clip_norm is not None for o in self.optimizers)
-
     def begin(self, epoch: float) -> None:
         """Starts a step: counts it and writes what the kernels read."""
         rates = [optimizer.lr_at(epoch) for optimizer in self.optimizers]
         self.step += 1
         for optimizer, state, lr in zip(self.optimizers, self.states, rates, strict=True):
-            state[:] = optimizer.state(lr, self.step, 1.0)
+            state.data[0], state.data[1], state.data[2], state.data[3] = optimizer.state(lr, self.step, 1.0)
 
     def cancel(self) -> None:
         """Takes the last `begin` back."""
         self.step -= 1
-
-    def clip(self) -> None:
-        """Takes the gradients' norms into account, once they are known."""
-        for optimizer, state, norm in zip(self.optimizers, self.states, self.norms, strict=True):
-            state[1] = optimizer.clip_factor(float(norm[0]))

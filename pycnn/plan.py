@@ -7,7 +7,8 @@ the calls into a C array. A run binds the outside arrays and executes a range of
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,12 @@ from pycnn import native
 from pycnn.native import KERNELS, ffi, lib
 
 LINE = 64
-# Below this many operations a call, the barriers between threads cost more than the threads save.
+# The work of a call, in multiply-adds, from which on a second thread saves more than the barrier costs.
 WORK_FOR_THREADS = 150_000
+# What an element that is read or written counts for, and a call between two parallel ones: starting the threads anew
+# costs more than letting them all do these.
+ELEMENT_WORK = 8
+CALLS_BETWEEN = 2
 
 
 class Buffer:
@@ -32,12 +37,23 @@ class Buffer:
         self.offset = 0
 
 
+class Call(NamedTuple):
+    """A kernel with its descriptor and arguments; `work` is its number of multiply-adds, for the thread rule."""
+
+    kernel: str
+    desc: Any
+    args: list[Buffer | None]
+    work: float
+    stops: bool
+
+
 class PlanBuilder:
     """Collects the calls of a plan."""
 
     def __init__(self) -> None:
         self.threads = native.get_num_threads()
-        self._calls: list[tuple[str, Any, list[Buffer | None], float]] = []
+        self._prepared: list[Call] = []
+        self._calls: list[Call] = []
         self._externals: dict[str, Buffer] = {}
         self.marks: dict[str, int] = {}
 
@@ -55,46 +71,72 @@ class PlanBuilder:
         """Names the place between the calls so far and the next one."""
         self.marks[name] = len(self._calls)
 
-    def call(self, kernel: str, args: Sequence[Buffer | None], work: float = 0, **desc: Any) -> None:
-        """Appends a call; `work` is its number of multiply-adds or elements, for the thread rule."""
-        number = len(self._calls)
+    def _made(
+        self, kernel: str, args: Sequence[Buffer | None], desc: dict[str, Any], work: float = 0, stops: bool = False
+    ) -> Call:
         struct = ffi.new(KERNELS[kernel].desc, desc)
         args = list(args)
         if KERNELS[kernel].workspace:
             args.append(Buffer(lib.pycnn_workspace(KERNELS[kernel].index, struct, self.threads)))
-        for buffer in args:
+        return Call(kernel, struct, args, work, stops)
+
+    def call(
+        self, kernel: str, args: Sequence[Buffer | None], work: float = 0, *, stops: bool = False, **desc: Any
+    ) -> None:
+        """Appends a call; with `stops`, the run ends after it if its first output, a float, is not finite."""
+        call = self._made(kernel, args, desc, work, stops)
+        for buffer in call.args:
             if buffer is not None:
-                buffer.first = number if buffer.first is None else buffer.first
-                buffer.last = number
-        self._calls.append((kernel, struct, args, work))
+                buffer.first = len(self._calls) if buffer.first is None else buffer.first
+                buffer.last = len(self._calls)
+        self._calls.append(call)
+
+    def prepare(self, kernel: str, args: Sequence[Buffer | None], **desc: Any) -> Buffer | None:
+        """Adds a call to those that run before all others, and need not run again while their inputs, parameters,
+        stay the same. Its results keep their places; the last one, the workspace of a pack_ kernel, is returned."""
+        call = self._made(kernel, args, desc)
+        self._prepared.append(call)
+        return call.args[-1]
 
     def finish(self, repeatable: str | None = None) -> "Plan":
         """The plan; what follows the mark `repeatable` may run again and again after one run of what is before."""
-        buffers = {id(b): b for _, _, args, _ in self._calls for b in args if b is not None and b.base == 0}
+        buffers = {id(b): b for call in self._calls for b in call.args if b is not None and b.base == 0}
         if repeatable is not None:
             for buffer in buffers.values():
                 if buffer.first < self.marks[repeatable] <= buffer.last:
                     buffer.last = len(self._calls) - 1
+        for buffer in (b for call in self._prepared for b in call.args if b is not None and b.base == 0):
+            buffer.first, buffer.last = 0, len(self._calls)
+            buffers[id(buffer)] = buffer
         arena_bytes = place(list(buffers.values()))
-        calls = ffi.new("pycnn_call[]", max(len(self._calls), 1))
-        for call, (kernel, struct, args, _) in zip(calls, self._calls, strict=False):
-            call.kernel = KERNELS[kernel].index
-            call.desc = struct
-            call.arguments = len(args)
-            for ref, buffer in zip(call.args, args, strict=False):
+        made = self._prepared + self._calls
+        calls = ffi.new("pycnn_call[]", max(len(made), 1))
+        shared = self._parallel(made)
+        for struct, call, parallel in zip(calls, made, shared, strict=False):
+            struct.kernel = KERNELS[call.kernel].index
+            struct.desc = call.desc
+            struct.arguments = len(call.args)
+            struct.parallel, struct.stops = parallel, call.stops
+            for ref, buffer in zip(struct.args, call.args, strict=False):
                 ref.base, ref.offset = (-1, 0) if buffer is None else (buffer.base, buffer.offset)
+        marks = {name: len(self._prepared) + number for name, number in self.marks.items()}
         return Plan(
             calls,
-            [(kernel, struct) for kernel, struct, _, _ in self._calls],
+            [(call.kernel, call.desc) for call in made],
             arena_bytes,
             {name: b.base for name, b in self._externals.items()},
-            self.marks,
-            self._threads_worthwhile(),
+            marks | {"prepared": len(self._prepared)},
+            self.threads if any(shared[len(self._prepared) :]) else 1,
         )
 
-    def _threads_worthwhile(self) -> int:
-        work = sum(call[3] for call in self._calls)
-        return self.threads if work >= WORK_FOR_THREADS * max(len(self._calls), 1) else 1
+    def _parallel(self, calls: list[Call]) -> list[bool]:
+        """Which calls the threads share: those with work enough, and few calls between two of them."""
+        parallel = [call.work >= WORK_FOR_THREADS or i < len(self._prepared) for i, call in enumerate(calls)]
+        shared = [i for i, is_parallel in enumerate(parallel) if is_parallel]
+        for i, j in pairwise(shared):
+            if j - i - 1 <= CALLS_BETWEEN:
+                parallel[i:j] = [True] * (j - i)
+        return parallel
 
 
 def place(buffers: list[Buffer]) -> int:
@@ -167,6 +209,7 @@ class Binding:
     def __init__(self, plan: Plan, arrays: dict[str, np.ndarray], arena: Arena):
         self.plan = plan
         self.arrays = arrays
+        self.prepared_at: int | None = None  # Parameter.changes when the first calls, which prepare, last ran
         self._arena = arena
         self._bases = ffi.new("void *[]", len(plan.externals) + 1)
         self._bases[0] = arena.pointer
@@ -178,13 +221,13 @@ class Binding:
         """Binds an array; its memory must be C-contiguous."""
         base = self.plan.externals.get(name)
         if base is not None:
-            view = ffi.from_buffer(array)
-            self._kept[base] = view
-            self._bases[base] = view
+            self._kept[base] = self._bases[base] = ffi.from_buffer(array)
 
-    def run(self, first: int = 0, last: int | None = None) -> None:
+    def run(self, first: int = 0, last: int | None = None) -> bool:
+        """Runs a range of calls; whether all of them have run, none having stopped the plan."""
         plan = self.plan
-        lib.pycnn_run(plan._calls, first, plan.length if last is None else last, self._bases, plan.threads)
+        last = plan.length if last is None else last
+        return lib.pycnn_run(plan._calls, first, last, self._bases, plan.threads) == last
 
 
 class _Scratch(threading.local):

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 INT_MAX = 2**31 - 1
+UNSIGNED = {np.dtype(f"i{size}"): np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 FLOAT32 = np.dtype(np.float32)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Bytes of one array; far beyond any machine's memory, far below an overflow of int64 address arithmetic.
@@ -502,9 +503,9 @@ def class_labels(op: str, value: Any, n: int, classes: int) -> tuple[np.ndarray 
 
 def _all_below(numbers: np.ndarray, end: int) -> bool:
     """Whether all are in 0..end-1; a negative integer is a large one without its sign, so one pass tells."""
-    if numbers.dtype.kind == "i":
-        numbers = numbers.view(numbers.dtype.str.replace("i", "u"))
-        return bool(numbers.max() < min(end, 2 ** (8 * numbers.itemsize - 1)))
+    unsigned = UNSIGNED.get(numbers.dtype)
+    if unsigned is not None:
+        return int(np.maximum.reduce(numbers.view(unsigned), None)) < min(end, 2 ** (8 * numbers.itemsize - 1))
     return bool(numbers.min() >= 0 and numbers.max() < end)
 
 

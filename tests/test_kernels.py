@@ -33,6 +33,8 @@ def run_alone(build, inputs, outputs):
         build(builder)
         plan = builder.finish()
         plan.threads = threads
+        for i in range(plan.length):
+            plan._calls[i].parallel = True
         memories = {
             name: guarded(*shape) if isinstance(shape[0], tuple) else guarded(shape) for name, shape in outputs.items()
         }
@@ -157,46 +159,70 @@ def test_global_pooling(channels, h, w):
 
 @pytest.mark.parametrize("rows", [1, 5, 64, 127, 128, 129, 1000])
 @pytest.mark.parametrize("columns", [1, VL + 1, 4 * VL, 5 * VL + 3])
-def test_batch_norm_over_slices_of_rows(rows, columns):
-    """Rows are cut into slices of 64 to 127, whose means and variances are merged; a far mean must not matter."""
-    x, dy = (normal((rows, columns), name) for name in ("x", "dy"))
+@pytest.mark.parametrize("slope", [None, 0.0, 0.25], ids=["alone", "relu", "leaky"])
+def test_batch_norm_over_slices_of_rows(rows, columns, slope):
+    """Rows are cut into slices of 64 to 127, whose means and variances are merged; a far mean must not matter. With a
+    slope, a residual is added and the sum rectified, and the gradient comes in two parts."""
+    x, dy, dy2, residual = (normal((rows, columns), name) for name in ("x", "dy", "dy2", "residual"))
     x += np.linspace(-50, 50, columns, dtype=np.float32)
     x += np.linspace(0, 3, rows, dtype=np.float32)[:, None]
     gamma, beta = normal(columns, "gamma"), normal(columns, "beta")
-    inputs = {"x": x, "gamma": gamma, "beta": beta}
-    names = ["y", "mean", "rstd", "running_mean", "running_var"]
+    fused = slope is not None
+    options = {"training": True, "eps": 1e-3, "epilogue": {"rectifies": 1, "slope": slope} if fused else None}
 
     def forward(b):
-        args = [b.external(name) for name in (*names, *inputs)]
-        calls.batch_norm(b, "batch_norm", rows, columns, args, training=True, eps=1e-3, momentum=0.0)
+        outputs = [b.external(name) for name in ("y", "mean", "rstd", "variance")]
+        args = [b.external(name) for name in ("x", "gamma", "beta")]
+        args += [None, None, b.external("residual") if fused else None]
+        calls.batch_norm(b, "batch_norm", rows, columns, outputs + args, **options)
 
-    # Read as well as written, so not among the outputs, which hold NaN.
-    running = {name: np.zeros(columns, np.float32) for name in names[3:]}
-    found = run_alone(forward, inputs | running, {"y": x.shape, "mean": (columns,), "rstd": (columns,)})
+    outputs = {"y": x.shape, "mean": (columns,), "rstd": (columns,), "variance": (columns,)}
+    found = run_alone(forward, {"x": x, "gamma": gamma, "beta": beta, "residual": residual}, outputs)
     exact = x.astype(np.float64)
     mean, var = exact.mean(0), exact.var(0)
     rstd = 1 / np.sqrt(var + 1e-3)
     normal_x = (exact - mean) * rstd
     assert_close(found["mean"], mean, 1e-6)
     assert_close(found["rstd"], rstd, 1e-5)
-    assert_close(running["running_var"], var, 1e-5, floor=1e-3)
+    assert_close(found["variance"], var, 1e-5, floor=1e-3)
+    y = normal_x * gamma + beta
+    if fused:
+        y += residual
+        y = np.where(y > 0, y, slope * y)
     if rows > 1:
-        assert_close(found["y"], normal_x * gamma + beta, 2e-5)
+        assert_close(found["y"], y, 2e-5)
 
-    backward_inputs = {"dy": dy, "x": x, "mean": mean.astype(np.float32), "rstd": rstd.astype(np.float32)}
+    used = {"x": x, "mean": mean.astype(np.float32), "rstd": rstd.astype(np.float32), "gamma": gamma}
+    y = found["y"]
 
     def backward(b):
-        args = [b.external(name) for name in ("dx", "dgamma", "dbeta", *backward_inputs, "gamma")]
-        calls.batch_norm(b, "batch_norm_backward", rows, columns, args, training=True, eps=1e-3)
+        args = [b.external(name) for name in ("dx", "dgamma", "dbeta")]
+        optional = [b.external(name) if fused else None for name in ("dr", "dy2", "y")]
+        args += [optional[0], b.external("dy"), *optional[1:], *map(b.external, used)]
+        calls.batch_norm(b, "batch_norm_backward", rows, columns, args, **options)
 
-    outputs = {"dx": x.shape, "dgamma": (columns,), "dbeta": (columns,)}
-    found = run_alone(backward, backward_inputs | {"gamma": gamma}, outputs)
-    normal_x = (exact - backward_inputs["mean"]) * backward_inputs["rstd"]
+    outputs = {"dx": x.shape, "dgamma": (columns,), "dbeta": (columns,)} | ({"dr": x.shape} if fused else {})
+    found = run_alone(backward, used | {"dy": dy, "dy2": dy2, "y": y}, outputs)
+    if fused:
+        dy = (dy + dy2) * np.where(y > 0, np.float32(1), np.float32(slope))
+        np.testing.assert_array_equal(found["dr"], dy)
+    normal_x = (exact - used["mean"]) * used["rstd"]
     dgamma, dbeta = (dy * normal_x).sum(0), dy.sum(0, dtype=np.float64)
     assert_close(found["dgamma"], dgamma, 2e-5, floor=math.sqrt(rows))
     assert_close(found["dbeta"], dbeta, 2e-6, floor=math.sqrt(rows))
-    dx = gamma * backward_inputs["rstd"] * (dy - dbeta / rows - normal_x * dgamma / rows)
+    dx = gamma * used["rstd"] * (dy - dbeta / rows - normal_x * dgamma / rows)
     assert_close(found["dx"], dx, 2e-5, floor=np.abs(gamma * rstd).max())
+
+
+def test_running_statistics():
+    running = {name: np.full(5, 2, np.float32) for name in ("running_mean", "running_var")}
+    batch = {"mean": normal(5), "variance": normal(5) ** 2}
+    builder = PlanBuilder()
+    calls.running_statistics(builder, 5, 0.75, [builder.external(name) for name in (*running, *batch)])
+    plan = builder.finish()
+    plan.bind(running | batch, Arena(plan.arena_bytes)).run()
+    for name, of_batch in zip(running, batch.values(), strict=True):
+        assert_close(running[name], 0.75 * 2 + 0.25 * of_batch.astype(np.float64))
 
 
 # ---------------------------------------------------------------------------- activations from their value

@@ -133,7 +133,7 @@ def test_no_kernel_writes_outside_its_buffers(monkeypatch):
 
 def test_inference_needs_less_memory_than_training():
     model = cnn.Sequential(every_kind_of_layer())
-    x, y = draw((4, 2, 6, 6)), np.arange(4) % 3
+    x, y = draw((20, 2, 6, 6)), np.arange(20) % 3
     model.compile("sgd", "cross_entropy")
     model.train_on_batch(x, y)
     model.evaluate(x, y)

@@ -10,7 +10,7 @@ from helpers import VL, assert_close, conv2d_backward_double, conv2d_double, err
 
 import pycnn as cnn
 from pycnn import calls, shapes
-from pycnn.plan import PlanBuilder, run_once
+from pycnn.plan import Arena, PlanBuilder, run_once
 
 TILE_ROWS = {"avx512": 14, "avx2": 6, "neon": 12, "baseline": 6}[cnn.info()["isa"]]
 
@@ -29,7 +29,9 @@ def run_kernels(x, w, b, dy, padding, weights):
         ("winograd_conv2d_backward_weights", ("dw", "x", "dy")),
     ):
         builder = PlanBuilder()
-        builder.call(kernel, [builder.external(name) for name in names], 1e9, **asdict(g), **strides)
+        args = [builder.external(name) for name in names]
+        args += [None] if kernel == "winograd_conv2d" else []
+        builder.call(kernel, args, 1e9, **asdict(g), **strides)
         run_once(builder.finish(), arrays)
     back = (0, 3, 1, 2)
     return arrays["y"].transpose(back), arrays["dx"].transpose(back), arrays["dw"].transpose(np.argsort(order))
@@ -44,6 +46,28 @@ def check_kernels(n, c, h, w, k, padding=1, weights=("KCRS", "RSCK")):
         actual = run_kernels(x, filters, b, dy, padding, layout)
         for result, wanted, tolerance in zip(actual, (expected_y, dx, dw), (5e-6, 5e-6, 1e-5), strict=True):
             assert_close(result, wanted, tolerance, floor=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 9, 7), (3, VL + 1, 8, 8), (20, 2 * VL, 14, 13)])
+@pytest.mark.parametrize(("filters", "kernel", "winograd_on"), [(VL + 3, 3, True), (VL + 3, 3, False), (2, 2, False)])
+def test_weights_packed_beforehand_give_the_same_bits(shape, filters, kernel, winograd_on):
+    x, w, b = normal(shape, "x"), normal((filters, shape[1], kernel, kernel), "w"), normal(filters, "b")
+    g = shapes.conv2d("test", x.shape, w.shape, padding=1, stride=1, dilation=1, groups=1)
+    given = {"x": np.ascontiguousarray(x.transpose(0, 2, 3, 1)), "w": np.ascontiguousarray(w), "b": b}
+    results = []
+    for kept in (False, True):
+        builder = PlanBuilder()
+        buffers = [builder.external(name) for name in ("y", "x", "w", "b")]
+        with winograd(winograd_on):
+            calls.conv2d(builder, g, calls.kcrs_strides(g), *buffers, kept=kept)
+        y = np.full((g.n, g.oh, g.ow, g.k), np.nan, np.float32)
+        plan = builder.finish()
+        binding = plan.bind(given | {"y": y}, Arena(plan.arena_bytes))
+        binding.run()
+        y[...] = np.nan
+        binding.run(plan.marks["prepared"])
+        results.append(y)
+    np.testing.assert_array_equal(*results)
 
 
 @pytest.mark.parametrize("channels", [1, 3, VL - 1, VL, VL + 1, 17, 2 * VL + 1])

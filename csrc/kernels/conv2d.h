@@ -69,6 +69,7 @@ static product conv2d_product(const pycnn_conv2d *d)
         .v = vertical(d), .h = horizontal(d), .in_pixel = d->c, .in_channel = 1, .out_pixel = d->k,
         .w_tap = d->w_tap, .inner = d->c / d->groups, .w_inner = d->w_c, .w_column = d->w_k,
         .w_group = d->k / d->groups * d->w_k, .alpha = 1,
+        .prepacked = d->prepacked, .epilogue = d->epilogue,
     };
     if (uses_row_taps(d)) {
         take_row_taps(d, &p.v, &p.h);
@@ -79,22 +80,39 @@ static product conv2d_product(const pycnn_conv2d *d)
     return p;
 }
 
+static int64_t pack_conv2d_workspace(const void *desc, int64_t threads)
+{
+    const product p = conv2d_product(desc);
+    (void)threads;
+    return packed_bytes(&p);
+}
+
+/* w, packed */
+static void pack_conv2d(const void *desc, void *const *args)
+{
+    product p = conv2d_product(desc);
+    p.w = args[0];
+    pack_weights(&p, args[1]);
+#pragma omp barrier
+}
+
 static int64_t conv2d_workspace(const void *desc, int64_t threads)
 {
     const product p = conv2d_product(desc);
     return padded_floats(desc) * (int64_t)sizeof(float) + product_workspace(&p, threads);
 }
 
-/* y, x, w, bias or NULL */
+/* y, x, w, bias or NULL, packed w or NULL */
 static void conv2d(const void *desc, void *const *args)
 {
     const pycnn_conv2d *d = desc;
     product p = conv2d_product(d);
-    float *workspace = args[4];
+    float *workspace = args[5];
     p.out = args[0];
     p.in = uses_row_taps(d) ? pad_images(d, args[1], workspace) : args[1];
     p.w = args[2];
     p.bias = args[3];
+    p.packed = args[4];
     product_run(&p, workspace + padded_floats(d));
 }
 

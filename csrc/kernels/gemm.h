@@ -9,8 +9,24 @@ static product gemm_product(const pycnn_gemm *d)
         .images = 1, .groups = 1, .len = d->k, .columns = d->n, .v = one_pixel(), .h = line_of(d->m),
         .in_pixel = d->a_row, .in_channel = d->a_col, .out_pixel = d->n,
         .inner = MAX(d->k, 1), .w_inner = d->b_row, .w_column = d->b_col,
-        .alpha = d->alpha, .beta = d->beta,
+        .alpha = d->alpha, .beta = d->beta, .prepacked = d->prepacked, .epilogue = d->epilogue,
     };
+}
+
+static int64_t pack_gemm_workspace(const void *desc, int64_t threads)
+{
+    const product p = gemm_product(desc);
+    (void)threads;
+    return packed_bytes(&p);
+}
+
+/* b, packed */
+static void pack_gemm(const void *desc, void *const *args)
+{
+    product p = gemm_product(desc);
+    p.w = args[0];
+    pack_weights(&p, args[1]);
+#pragma omp barrier
 }
 
 static int64_t gemm_workspace(const void *desc, int64_t threads)
@@ -19,7 +35,7 @@ static int64_t gemm_workspace(const void *desc, int64_t threads)
     return product_workspace(&p, threads);
 }
 
-/* c, a, b, bias or NULL */
+/* c, a, b, bias or NULL, packed b or NULL */
 static void gemm(const void *desc, void *const *args)
 {
     product p = gemm_product(desc);
@@ -27,7 +43,8 @@ static void gemm(const void *desc, void *const *args)
     p.in = args[1];
     p.w = args[2];
     p.bias = args[3];
-    product_run(&p, args[4]);
+    p.packed = args[4];
+    product_run(&p, args[5]);
 }
 
 /* dw (k, n) = a^T dy for a (m, k) and dy (m, n), both without gaps. */

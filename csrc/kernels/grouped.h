@@ -31,6 +31,7 @@ typedef struct {
     int64_t images, groups, in, out;             /* in, out: channels of a group */
     axis v, h;
     int64_t w_tap, w_in, w_out, w_group;         /* from tap to tap, channel to channel, group to group of w */
+    pycnn_epilogue epilogue;
 } grouped;
 
 /* What follows from it. */
@@ -332,6 +333,7 @@ typedef struct {
     int64_t pixels;
     float *y;
     int64_t y_step, lanes;
+    pycnn_epilogue epilogue;
 } grouped_row;
 
 typedef void (*grouped_row_function)(const grouped_row *t);
@@ -372,6 +374,9 @@ INLINE void grouped_products(const int slot, const int width, const grouped_row 
                     UNROLL for (int l = 0; l < slot; l++)
                         add_products(slot, width, taps, l, run, x, w, acc);
             }
+        if (t->epilogue.rectifies)
+            UNROLL for (int p = 0; p < width; p++)
+                acc[p] = rectify(acc[p], t->epilogue.slope);
         float *y = t->y + first * y_step;
         if (lanes >= VL)
             UNROLL for (int p = 0; p < width; p++, y += y_step)
@@ -461,7 +466,7 @@ static void output_row(grouped_worker *t, const grouped_task *k, const float *in
                 .w = packed + plane * s->plane_floats, .bias = packed + s->packed + plane * VL,
                 .inputs = MIN(VL, t->g->in), .pixels = f->count,
                 .y = p->dense ? first + p->first : t->pixels, .y_step = p->dense ? step : VL,
-                .lanes = p->dense ? p->pieces * p->floats : VL,
+                .lanes = p->dense ? p->pieces * p->floats : VL, .epilogue = t->g->epilogue,
             };
             for (int64_t o = 0; i % LINE_PLANES == 0 && o < f->count; o++) /* for the next row */
                 __builtin_prefetch(first + h->out * pixel + o * step + p->first, 1, 2);
@@ -503,6 +508,7 @@ static grouped forward_grouped(const pycnn_conv2d *d)
         .images = d->n, .groups = d->groups, .in = d->c / d->groups, .out = d->k / d->groups,
         .v = vertical(d), .h = horizontal(d),
         .w_tap = d->w_tap, .w_in = d->w_c, .w_out = d->w_k, .w_group = d->k / d->groups * d->w_k,
+        .epilogue = d->epilogue,
     };
 }
 

@@ -4,6 +4,11 @@
  *     for each channel: merge the slices in double precision                                             shared
  *     for each slice, the last one first, for each row: y = (x - mean) * rstd * gamma + beta             shared
  *
+ * What follows in a network may be done in the same pass: the addition of a residual, then a rectifier. Backward then
+ * begins with the gradient of their result, which may come in two parts: the residual's gradient is
+ *
+ *     dr = (dy + dy2) * (y > 0 ? 1 : slope)
+ *
  * The variance is never E[x^2] - E[x]^2, which cancels when the mean is large. A strip of a slice stays in the first
  * cache between its two passes, so memory is read once for the statistics; what was read last may still be in the last
  * cache when the pass over all rows begins with it. The slices depend on shapes alone. */
@@ -70,7 +75,7 @@ static void slice_moments(const pycnn_batch_norm *d, const float *x, float *mean
 /* Mean and centred sum of squares of all rows: the slices' own squares, and those of their means' distances from
  * the mean of all. */
 static void merge_moments(const pycnn_batch_norm *d, const float *means, const float *squares, float *mean,
-                          float *rstd, float *running_mean, float *running_var)
+                          float *rstd, float *variance)
 {
     const int64_t slices = norm_slices(d);
 #pragma omp for schedule(static)
@@ -90,52 +95,58 @@ static void merge_moments(const pycnn_batch_norm *d, const float *means, const f
             }
         }
         for (int64_t i = 0, c = c0; i < n; i++, c++) {
-            const double variance = square[i] / (double)d->rows;
             mean[c] = (float)centre[i];
-            rstd[c] = (float)(1.0 / sqrt(variance + d->eps));
-            running_mean[c] = d->momentum * running_mean[c] + (1.0f - d->momentum) * (float)centre[i];
-            running_var[c] = d->momentum * running_var[c] + (1.0f - d->momentum) * (float)variance;
+            variance[c] = (float)(square[i] / (double)d->rows);
+            rstd[c] = (float)(1.0 / sqrt(square[i] / (double)d->rows + d->eps));
         }
     }
 }
 
-/* n channels of one row of outputs. */
-INLINE void normalise(float *y, const float *x, const float *mean, const float *rstd, const float *gamma,
-                      const float *beta, int64_t n)
+/* n channels of one row of outputs; `residual` may be NULL. */
+INLINE void normalise(pycnn_epilogue epilogue, float *y, const float *x, const float *mean, const float *rstd,
+                      const float *gamma, const float *beta, const float *residual, int64_t n)
 {
     const vec scale = load_n(rstd, n) * load_n(gamma, n);
-    store_n(y, (load_n(x, n) - load_n(mean, n)) * scale + load_n(beta, n), n);
+    vec out = (load_n(x, n) - load_n(mean, n)) * scale + load_n(beta, n);
+    if (residual)
+        out = out + load_n(residual, n);
+    store_n(y, epilogue.rectifies ? rectify(out, epilogue.slope) : out, n);
 }
 
 static void normalise_rows(const pycnn_batch_norm *d, float *y, const float *x, const float *mean,
-                           const float *rstd, const float *gamma, const float *beta)
+                           const float *rstd, const float *gamma, const float *beta, const float *residual)
 {
     const int64_t columns = d->columns;
+    const pycnn_epilogue epilogue = d->epilogue;
     int64_t first, slice;
     own_slices(d, &first, &slice);
     while (slice-- > first) {
         const int64_t end = slice_start(d, slice + 1) * columns;
         for (int64_t row = slice_start(d, slice) * columns; row < end; row += columns) {
+            const float *added = residual ? residual + row : NULL;
             int64_t c = 0;
             for (; c + VL <= columns; c += VL)
-                normalise(y + row + c, x + row + c, mean + c, rstd + c, gamma + c, beta + c, VL);
+                normalise(epilogue, y + row + c, x + row + c, mean + c, rstd + c, gamma + c, beta + c,
+                          added ? added + c : NULL, VL);
             if (c < columns)
-                normalise(y + row + c, x + row + c, mean + c, rstd + c, gamma + c, beta + c, columns - c);
+                normalise(epilogue, y + row + c, x + row + c, mean + c, rstd + c, gamma + c, beta + c,
+                          added ? added + c : NULL, columns - c);
         }
     }
 #pragma omp barrier
 }
 
-/* y, mean, rstd (both kept for backward), running_mean, running_var, x, gamma, beta */
+/* y, mean, rstd (both kept for backward), variance (of training), x, gamma, beta, running_mean, running_var (both read
+ * where it is not training), residual or NULL */
 static void batch_norm(const void *desc, void *const *args)
 {
-    const pycnn_batch_norm *d = desc;
-    float *y = args[0], *mean = args[1], *rstd = args[2], *running_mean = args[3], *running_var = args[4];
-    const float *x = args[5], *gamma = args[6], *beta = args[7];
-    float *means = args[8], *squares = means + norm_slices(d) * d->columns;
+    const pycnn_batch_norm own = *(const pycnn_batch_norm *)desc, *d = &own;
+    float *y = args[0], *mean = args[1], *rstd = args[2], *variance = args[3];
+    const float *x = args[4], *gamma = args[5], *beta = args[6], *running_mean = args[7], *running_var = args[8];
+    float *means = args[10], *squares = means + norm_slices(d) * d->columns;
     if (d->training) {
         slice_moments(d, x, means, squares);
-        merge_moments(d, means, squares, mean, rstd, running_mean, running_var);
+        merge_moments(d, means, squares, mean, rstd, variance);
     } else {
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < d->columns; c++) {
@@ -143,7 +154,21 @@ static void batch_norm(const void *desc, void *const *args)
             rstd[c] = (float)(1.0 / sqrt((double)running_var[c] + d->eps));
         }
     }
-    normalise_rows(d, y, x, mean, rstd, gamma, beta);
+    normalise_rows(d, y, x, mean, rstd, gamma, beta, args[9]);
+}
+
+/* running_mean, running_var, mean, variance: apart from batch_norm, so that a step whose loss is not finite leaves
+ * them as they are. */
+static void running_statistics(const void *desc, void *const *args)
+{
+    const pycnn_batch_norm own = *(const pycnn_batch_norm *)desc, *d = &own;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < 2; row++) {
+        float *running = args[row];
+        const float *batch = args[2 + row];
+        for (int64_t c = 0; c < d->columns; c++)
+            running[c] = d->momentum * running[c] + (1.0f - d->momentum) * batch[c];
+    }
 }
 
 static int64_t batch_norm_backward_workspace(const void *desc, int64_t threads)
@@ -151,8 +176,28 @@ static int64_t batch_norm_backward_workspace(const void *desc, int64_t threads)
     return batch_norm_workspace(desc, threads);
 }
 
-/* Sums of dy x^ and of dy over some rows of n channels, in `vectors` vectors, with x^ = (x - mean) rstd. */
-INLINE void strip_gradients(const float *dy, const float *x, int64_t rows, int64_t columns, const float *mean,
+/* The gradient that comes from after the rectifier: dy, dy2 or NULL, y or NULL where nothing was rectified, and where
+ * the residual's gradient goes, or NULL. All begin at the same element. */
+typedef struct { const float *dy, *dy2, *y; float *dr; float slope; } norm_gradient;
+
+static norm_gradient gradient_from(const norm_gradient *g, int64_t at)
+{
+    return (norm_gradient){ g->dy + at, g->dy2 ? g->dy2 + at : NULL, g->y ? g->y + at : NULL,
+                            g->dr ? g->dr + at : NULL, g->slope };
+}
+
+INLINE vec gradient_at(const norm_gradient *g, int64_t at, int64_t n)
+{
+    vec v = load_n(g->dy + at, n);
+    if (g->dy2)
+        v = v + load_n(g->dy2 + at, n);
+    if (g->y)
+        v = where(load_n(g->y + at, n) <= 0.0f, g->slope == 0 ? splat(0) : v * g->slope, v);
+    return v;
+}
+
+/* Sums of dr x^ and of dr over some rows of n channels, in `vectors` vectors, with x^ = (x - mean) rstd. */
+INLINE void strip_gradients(const norm_gradient *g, const float *x, int64_t rows, int64_t columns, const float *mean,
                             const float *rstd, float *products, float *sums, int64_t n, int vectors)
 {
     vec centre[NORM_STRIP], product[NORM_STRIP] = { splat(0) }, sum[NORM_STRIP] = { splat(0) };
@@ -161,7 +206,9 @@ INLINE void strip_gradients(const float *dy, const float *x, int64_t rows, int64
     for (int64_t i = 0; i < rows; i++)
         UNROLL for (int v = 0; v < vectors; v++) {
             const int64_t at = i * columns + v * VL;
-            const vec gradient = load_n(dy + at, n - v * VL);
+            const vec gradient = gradient_at(g, at, n - v * VL);
+            if (g->dr)
+                store_n(g->dr + at, gradient, n - v * VL);
             product[v] = product[v] + gradient * (load_n(x + at, n - v * VL) - centre[v]);
             sum[v] = sum[v] + gradient;
         }
@@ -171,22 +218,25 @@ INLINE void strip_gradients(const float *dy, const float *x, int64_t rows, int64
     }
 }
 
-static void slice_gradients(const pycnn_batch_norm *d, const float *dy, const float *x, const float *mean,
+static void slice_gradients(const pycnn_batch_norm *d, const norm_gradient *g, const float *x, const float *mean,
                             const float *rstd, float *products, float *sums)
 {
     const int64_t slices = norm_slices(d), columns = d->columns;
 #pragma omp for schedule(static)
     for (int64_t slice = 0; slice < slices; slice++) {
         const int64_t first = slice_start(d, slice), rows = slice_start(d, slice + 1) - first;
-        const float *slice_dy = dy + first * columns, *slice_x = x + first * columns;
+        const float *slice_x = x + first * columns;
         float *to = products + slice * columns, *sums_to = sums + slice * columns;
         int64_t c = 0;
-        for (; c + NORM_STRIP * VL <= columns; c += NORM_STRIP * VL)
-            strip_gradients(slice_dy + c, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c,
-                            NORM_STRIP * VL, NORM_STRIP);
-        for (; c < columns; c += VL)
-            strip_gradients(slice_dy + c, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c,
-                            columns - c, 1);
+        for (; c + NORM_STRIP * VL <= columns; c += NORM_STRIP * VL) {
+            const norm_gradient from = gradient_from(g, first * columns + c);
+            strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c, NORM_STRIP * VL,
+                            NORM_STRIP);
+        }
+        for (; c < columns; c += VL) {
+            const norm_gradient from = gradient_from(g, first * columns + c);
+            strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c, columns - c, 1);
+        }
     }
 }
 
@@ -210,22 +260,23 @@ static void merge_gradients(const pycnn_batch_norm *d, const float *products, co
     }
 }
 
-/* n channels of one row of dx = gamma rstd (dy - share (dbeta + x^ dgamma)). */
-INLINE void input_gradient(float *dx, const float *dy, const float *x, const float *mean, const float *rstd,
+/* n channels, from `at` on, of one row of dx = gamma rstd (dr - share (dbeta + x^ dgamma)). */
+INLINE void input_gradient(float *dx, const norm_gradient *g, int64_t at, const float *x, const float *mean, const float *rstd,
                            const float *gamma, const float *dgamma, const float *dbeta, float share, int64_t n)
 {
     const vec scale = load_n(rstd, n), normal = (load_n(x, n) - load_n(mean, n)) * scale;
     const vec through = load_n(dbeta, n) * share + normal * (load_n(dgamma, n) * share);
-    store_n(dx, load_n(gamma, n) * scale * (load_n(dy, n) - through), n);
+    store_n(dx, load_n(gamma, n) * scale * (gradient_at(g, at, n) - through), n);
 }
 
 /* The share of each row in the mean and the variance is 1 / rows in training, 0 where they do not depend on x. */
-static void input_gradients(const pycnn_batch_norm *d, float *dx, const float *dy, const float *x,
+static void input_gradients(const pycnn_batch_norm *d, float *dx, const norm_gradient *g, const float *x,
                             const float *mean, const float *rstd, const float *gamma, const float *dgamma,
                             const float *dbeta)
 {
     const float share = d->training ? 1.0f / (float)d->rows : 0.0f;
     const int64_t columns = d->columns;
+    const norm_gradient from = *g;
     int64_t first, slice;
     own_slices(d, &first, &slice);
     while (slice-- > first) {
@@ -233,24 +284,46 @@ static void input_gradients(const pycnn_batch_norm *d, float *dx, const float *d
         for (int64_t row = slice_start(d, slice) * columns; row < end; row += columns) {
             int64_t c = 0;
             for (; c + VL <= columns; c += VL)
-                input_gradient(dx + row + c, dy + row + c, x + row + c, mean + c, rstd + c, gamma + c, dgamma + c,
+                input_gradient(dx + row + c, &from, row + c, x + row + c, mean + c, rstd + c, gamma + c, dgamma + c,
                                dbeta + c, share, VL);
             if (c < columns)
-                input_gradient(dx + row + c, dy + row + c, x + row + c, mean + c, rstd + c, gamma + c, dgamma + c,
+                input_gradient(dx + row + c, &from, row + c, x + row + c, mean + c, rstd + c, gamma + c, dgamma + c,
                                dbeta + c, share, columns - c);
         }
     }
 #pragma omp barrier
 }
 
-/* dx, dgamma = sum dy x^, dbeta = sum dy, dy, x, mean, rstd, gamma */
+/* dx, dgamma = sum dr x^, dbeta = sum dr, dr or NULL, dy, dy2 or NULL, y or NULL (what was rectified), x, mean, rstd,
+ * gamma */
 static void batch_norm_backward(const void *desc, void *const *args)
 {
-    const pycnn_batch_norm *d = desc;
+    const pycnn_batch_norm own = *(const pycnn_batch_norm *)desc, *d = &own;
     float *dx = args[0], *dgamma = args[1], *dbeta = args[2];
-    const float *dy = args[3], *x = args[4], *mean = args[5], *rstd = args[6], *gamma = args[7];
-    float *products = args[8], *sums = products + norm_slices(d) * d->columns;
-    slice_gradients(d, dy, x, mean, rstd, products, sums);
+    norm_gradient g = { args[4], args[5], args[6], args[3], d->epilogue.slope };
+    const float *x = args[7], *mean = args[8], *rstd = args[9], *gamma = args[10];
+    float *products = args[11], *sums = products + norm_slices(d) * d->columns;
+    slice_gradients(d, &g, x, mean, rstd, products, sums);
     merge_gradients(d, products, sums, dgamma, dbeta);
-    input_gradients(d, dx, dy, x, mean, rstd, gamma, dgamma, dbeta);
+    if (g.dr)
+        g = (norm_gradient){ .dy = g.dr };
+    input_gradients(d, dx, &g, x, mean, rstd, gamma, dgamma, dbeta);
+}
+
+/* w and bias of a convolution that does the normalisation by running statistics that follows it, too: w_out, bias_out,
+ * w, bias or NULL, gamma, beta, running_mean, running_var; a row of w has a column for each filter. */
+static void fold_batch_norm(const void *desc, void *const *args)
+{
+    const pycnn_fold own = *(const pycnn_fold *)desc, *d = &own;
+    float *w_out = args[0], *bias_out = args[1];
+    const float *w = args[2], *bias = args[3], *gamma = args[4], *beta = args[5], *mean = args[6], *variance = args[7];
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row <= d->rows; row++)
+        for (int64_t c = 0; c < d->columns; c++) {
+            const float scale = (float)(gamma[c] / sqrt((double)variance[c] + d->eps));
+            if (row < d->rows)
+                w_out[row * d->columns + c] = w[row * d->columns + c] * scale;
+            else
+                bias_out[c] = ((bias ? bias[c] : 0) - mean[c]) * scale + beta[c];
+        }
 }

@@ -99,3 +99,13 @@ static void gradient_norm(const void *desc, void *const *args)
         *total = sum;
     }
 }
+
+/* state, total: the factor that brings the gradients' norm, whose square is `total`, down to alpha at most. */
+static void clip_factor(const void *desc, void *const *args)
+{
+    const pycnn_elementwise *d = desc;
+    float *state = args[0];
+    const double *total = args[1];
+#pragma omp single
+    state[GRADIENT_FACTOR] = (float)MIN(1.0, d->alpha / (sqrt(*total) + 1e-6));
+}

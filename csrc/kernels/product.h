@@ -1,7 +1,7 @@
 /* One engine for convolution, its backward-data, GEMM and dense layers: rows found through taps, times weights.
  *
  *     out[pixel][column] = alpha * sum over taps, l: in[position(pixel, tap)][l] * w[tap][l][column]
- *                          + beta * out[pixel][column] + bias[column]
+ *                          + beta * out[pixel][column] + bias[column], rectified if that is wanted
  *
  * Along an axis, a forward convolution reads position o * stride + t * dilation - pad of its input. Its
  * backward-data reads, for each o of dx, the position (o + pad - t * dilation) / stride of dy, where that
@@ -14,7 +14,8 @@
  *         for each chunk of l:                                                      restarts the running sums
  *             for each panel, for each tile: the micro-kernel                       panel in L2, rows in L1
  *
- * Where few tiles would read a panel, w is read where it lies. Every output is made by one task in a fixed order,
+ * Weights that stay the same from call to call may come packed. Where few tiles would read a panel, w is read where it
+ * lies. Every output is made by one task in a fixed order,
  * so its bits do not depend on the threads. */
 
 typedef struct { int64_t in, out, taps, stride, dilation, pad; int backward; } axis;
@@ -27,10 +28,13 @@ typedef struct {
     int64_t in_pixel, in_channel;    /* floats from pixel to pixel, from channel to channel; one of them is 1 */
     float *out;
     int64_t out_pixel;
+    int64_t prepacked;               /* whether `packed` holds the weights as pack_weights leaves them */
+    const float *packed;
     const float *w;                  /* tap t, l, column of group g: t * w_tap + l / inner * w_outer + ... */
     int64_t w_tap, inner, w_outer, w_inner, w_column, w_group;   /* ... + l % inner * w_inner + column * w_column */
     const float *bias;
     float alpha, beta;
+    pycnn_epilogue epilogue;
 } product;
 
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, PACK_STRIP = 16, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
@@ -80,7 +84,7 @@ static product_space product_layout(const product *p)
     product_space s;
     s.packed = p->groups * panels(p->columns) * taps * p->len * PANEL;
     s.zeros = line_floats(p->len);
-    s.shared = line_floats(s.packed) + s.zeros;
+    s.shared = (p->prepacked ? 0 : line_floats(s.packed)) + s.zeros;
     s.tables = tiles * taps * (int64_t)(sizeof(tile_tap) + TILE_ROWS * sizeof(float *));
     s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t) + taps * (int64_t)sizeof(tile_tap);
     s.rows = copies_rows(p) ? tiles * TILE_ROWS * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
@@ -94,6 +98,8 @@ static int64_t product_workspace(const product *p, int64_t threads)
     product_space s = product_layout(p);
     return s.shared * (int64_t)sizeof(float) + threads * s.per_thread;
 }
+
+static int64_t packed_bytes(const product *p) { return product_layout(p).packed * (int64_t)sizeof(float); }
 
 /* Packed weights: [group][chunk of l][panel][tap][l of the chunk][vectors], so that what a block reads next lies
  * next. Where a group's panel begins in the chunk that starts at l0: */
@@ -171,17 +177,12 @@ static void pack_strip(const product *p, const strip *s, float *packed)
     (p->w_column == 1 ? pack_rows : pack_columns)(p, s, rows, len, packed);
 }
 
-static void pack_weights(const product *p, float *packed, float *zeros)
+static void pack_weights(const product *p, float *packed)
 {
     const int64_t first = first_packed_panel(p), all = panels(p->columns), strips = ceil_div(p->len, PACK_STRIP);
     const int64_t parts = ceil_div(all - first, PACK_PANELS), chunk = chunk_length(product_taps(p));
     const int64_t group_floats = all * product_taps(p) * p->len * PANEL;
-    if (reads_padding(&p->v) || reads_padding(&p->h)) {
-#pragma omp single nowait
-        memset(zeros, 0, sizeof(float) * (size_t)p->len);
-    } else if (parts == 0)
-        return;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t task = 0; task < p->groups * parts * strips; task++) {
         const int64_t part = task / strips % parts, l0 = task % strips * PACK_STRIP;
         const strip s = { .group = task / strips / parts, .first_panel = first + part_start(all - first, part, parts),
@@ -440,6 +441,8 @@ static void run_panel(const block *b, const block_tile *tiles, int copies, int64
                        .alpha = p->alpha, .old = l0 ? 1 : p->beta };
     if (p->bias && l0 == 0)
         out.bias = p->bias + b->group * p->columns + panel * PANEL;
+    if (l0 + len == p->len)
+        out.epilogue = p->epilogue;
     for (int64_t t = 0; t < b->tiles; t++) {
         out.y = tiles[t].y;
         tile_functions[vectors - 1][tiles[t].rows - 1](&tiles[t].in, w, &range, &out);
@@ -463,7 +466,7 @@ static void run_block(const block *b)
 }
 
 /* The tasks of one phase; the caller's barrier ends it. */
-static void run_phase(block b, float *packed)
+static void run_phase(block b, const float *packed)
 {
     const product *p = b.p;
     b.pixels = p->images * b.v.count * b.h.count;
@@ -496,13 +499,24 @@ static void run_phase(block b, float *packed)
 static void product_run(const product *p, void *workspace)
 {
     const product_space space = product_layout(p);
-    float *packed = workspace, *zeros = packed + line_floats(space.packed);
-    char *own = (char *)(packed + space.shared) + omp_get_thread_num() * space.per_thread;
+    float *zeros = workspace, *own_packed = zeros + space.zeros;
+    const float *packed = p->prepacked ? p->packed : own_packed;
+    char *own = (char *)(zeros + space.shared) + omp_get_thread_num() * space.per_thread;
     int64_t *axes = (int64_t *)(own + round_up(space.tables, 64));
     block b = { .p = p, .zeros = zeros, .taps = (tile_tap *)(axes + 2 * (p->v.taps + p->h.taps)), .tables = own };
     b.rows = (float *)((char *)axes + round_up(space.axes, 64));
     b.panel = (float *)((char *)b.rows + round_up(space.rows, 64));
-    pack_weights(p, packed, zeros);
+    const int padded = reads_padding(&p->v) || reads_padding(&p->h);
+    const int packs = !p->prepacked && first_packed_panel(p) < panels(p->columns);
+    if (padded) {
+#pragma omp single nowait
+        memset(zeros, 0, sizeof(float) * (size_t)p->len);
+    }
+    if (packs)
+        pack_weights(p, own_packed);
+    if (padded || packs) {
+#pragma omp barrier
+    }
     const int64_t phases_v = p->v.backward ? p->v.stride : 1, phases_h = p->h.backward ? p->h.stride : 1;
     for (int64_t v = 0; v < MIN(phases_v, p->v.out); v++)
         for (int64_t h = 0; h < MIN(phases_h, p->h.out); h++) {

@@ -1,7 +1,7 @@
 /* The micro-kernel of every dense product.
  *
  *     acc[i][j] = sum over taps, over l:  x[tap][i][l] * w[tap][l][j]      i < rows, j < vectors * VL
- *     y[i][j]   = alpha * acc[i][j] + old * y[i][j] + bias[j]
+ *     y[i][j]   = alpha * acc[i][j] + old * y[i][j] + bias[j], rectified if that is wanted
  *
  * The rows of x are found through pointers, so a row may be a pixel of an image under one tap of a filter, a
  * row of a matrix, or zeros that stand for padding. Each step of l loads the vectors of w once and broadcasts
@@ -32,6 +32,7 @@ typedef struct {
     int64_t columns;     /* how many of the vectors' lanes are stored */
     const float *bias;   /* NULL: none */
     float alpha, old;    /* old 0: y is not read */
+    pycnn_epilogue epilogue;
 } tile_store;
 
 typedef void (*tile_function)(const tile_input *in, const float *w, const tile_range *range, const tile_store *out);
@@ -53,6 +54,9 @@ INLINE void tile_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2]
         if (old != 0)
             UNROLL for (int i = 0; i < rows; i++)
                 acc[i][j] = acc[i][j] + old * load_n(y[i] + j * VL, n);
+        if (out->epilogue.rectifies)
+            UNROLL for (int i = 0; i < rows; i++)
+                acc[i][j] = rectify(acc[i][j], out->epilogue.slope);
     }
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)

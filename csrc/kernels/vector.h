@@ -75,6 +75,12 @@ INLINE ivec where_int(ivec mask, ivec a, ivec b) { return (mask & a) | (~mask & 
 /* a where a > b, else b: also where one is NaN. */
 INLINE vec vec_max(vec a, vec b) { return VEC_MAX(a, b); }
 
+/* v where v > 0, and else slope * v, or 0 even of an infinity where slope is 0; NaN stays NaN. */
+INLINE vec rectify(vec v, float slope)
+{
+    return where(v <= 0.0f, slope == 0 ? splat(0) : v * slope, v);
+}
+
 /* All ones in the first n lanes. */
 INLINE ivec lanes_below(int64_t n)
 {

@@ -17,6 +17,9 @@
  *                 for each e: m = v u                              for each e: m += v u
  *                 outputs                                      outputs
  *
+ * Weights that stay the same from call to call may come as u to the first of the two; for the second, reading u, four
+ * times as large as w, would take longer than making it.
+ *
  * The transforms interpolate at 0, +-sqrt(1/2), +-sqrt(2) and infinity: reciprocal points keep the entries of
  * A, B and G small, and the error at a third of what 0, +-1, +-2 give (Barabasz et al. 2020, section 5).
  *
@@ -72,6 +75,9 @@ typedef struct {
     int64_t in_h, in_w, out_h, out_w, top, left;
     int64_t w_tap, w_l, w_column, flipped;
     int64_t down, across, patches;           /* of an image; in all */
+    int64_t prepacked;                       /* whether u comes as pack_winograd leaves it */
+    const float *packed;
+    pycnn_epilogue epilogue;
 } winograd;
 
 static winograd winograd_forward(const pycnn_conv2d *d)
@@ -80,7 +86,8 @@ static winograd winograd_forward(const pycnn_conv2d *d)
     return (winograd){
         .images = d->n, .len = d->c, .columns = d->k, .in_h = d->h, .in_w = d->w, .out_h = d->oh, .out_w = d->ow,
         .top = d->pad_top, .left = d->pad_left, .w_tap = d->w_tap, .w_l = d->w_c, .w_column = d->w_k,
-        .down = down, .across = across, .patches = d->n * down * across,
+        .down = down, .across = across, .patches = d->n * down * across, .prepacked = d->prepacked,
+        .epilogue = d->epilogue,
     };
 }
 
@@ -296,8 +303,8 @@ static void multiply_places(const winograd *p, const patch_range *r, int64_t pan
 /* ---- outputs */
 
 /* A^T m A of one vector of columns, n of them, to the rows x columns outputs of a patch. */
-INLINE void transform_outputs(const float *m, int64_t step, vec bias, float *out, int64_t row_step, int64_t pixel_step,
-                              int64_t rows, int64_t columns, int64_t n)
+INLINE void transform_outputs(const float *m, int64_t step, vec bias, pycnn_epilogue epilogue, float *out,
+                              int64_t row_step, int64_t pixel_step, int64_t rows, int64_t columns, int64_t n)
 {
     vec half[PATCH][WINDOW];
     UNROLL for (int j = 0; j < WINDOW; j++) {
@@ -314,8 +321,10 @@ INLINE void transform_outputs(const float *m, int64_t step, vec bias, float *out
             return;
         output_transform(half[i], o);
         UNROLL for (int j = 0; j < PATCH; j++)
-            if (j < columns)
-                store_n(out + i * row_step + j * pixel_step, o[j] + bias, n);
+            if (j < columns) {
+                const vec y = o[j] + bias;
+                store_n(out + i * row_step + j * pixel_step, epilogue.rectifies ? rectify(y, epilogue.slope) : y, n);
+            }
     }
 }
 
@@ -329,7 +338,7 @@ static void store_patches(const winograd *p, const patch_range *r, int64_t panel
         for (int64_t j = 0; j < width; j += VL) {
             const int64_t column = panel * PANEL + j, n = p->columns - column;
             transform_outputs(m + i * width + j, place_step(r->patches * PANEL), bias ? load_n(bias + column, n) : splat(0),
-                              corner + column, row_step, p->columns, p->out_h - at.row, p->out_w - at.column, n);
+                              p->epilogue, corner + column, row_step, p->columns, p->out_h - at.row, p->out_w - at.column, n);
         }
     }
 }
@@ -340,6 +349,8 @@ static void store_patches(const winograd *p, const patch_range *r, int64_t panel
 typedef struct { int64_t parts, chunk, zeros, shared, own, m; } winograd_space;
 
 INLINE int keeps_weights(const winograd *p) { return p->patches >= p->columns; }
+INLINE int64_t panel_floats_u(const winograd *p) { return PLACES * place_step(whole(p->len) * PANEL); }
+INLINE int64_t all_floats_u(const winograd *p) { return panels(p->columns) * panel_floats_u(p); }
 
 static winograd_space winograd_layout(const winograd *p)
 {
@@ -349,7 +360,7 @@ static winograd_space winograd_layout(const winograd *p)
         const int64_t groups = MAX(1, OWN_FLOATS / (PLACES * channels * TILE_ROWS));
         s.parts = ceil_div(p->patches, groups * TILE_ROWS);
         s.chunk = channels;
-        s.shared = all * PLACES * place_step(channels * PANEL);
+        s.shared = p->prepacked ? 0 : all_floats_u(p);
         s.own = PLACES * place_step(ceil_div(p->patches, s.parts) * channels);
     } else {
         s.parts = MIN(p->patches, ceil_div(LEAST_TASKS, all));
@@ -367,16 +378,22 @@ static int64_t winograd_floats(const winograd *p, int64_t threads)
     return s.zeros + s.shared + threads * (s.own + s.m);
 }
 
-static void winograd_blocks(const winograd *p, const winograd_space *s, float *out, const float *in, const float *w,
-                            const float *bias, const float *zeros, float *u, float *v, float *m)
+static void pack_winograd(const winograd *p, const float *w, float *u)
 {
-    const int64_t channels = whole(p->len), all = panels(p->columns), strips = ceil_div(channels, GATHERED);
-    const int64_t u_step = place_step(channels * PANEL);
+    const int64_t channels = whole(p->len), strips = ceil_div(channels, GATHERED);
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < all * strips; task++) {
+    for (int64_t task = 0; task < panels(p->columns) * strips; task++) {
         const int64_t panel = task / strips, l0 = task % strips * GATHERED, width = panel_width(p->columns, panel);
-        transform_filters(p, w, panel, l0, MIN(channels, l0 + GATHERED), u + PLACES * panel * u_step + l0 * width, u_step);
+        transform_filters(p, w, panel, l0, MIN(channels, l0 + GATHERED), u + panel * panel_floats_u(p) + l0 * width,
+                          place_step(channels * PANEL));
     }
+}
+
+static void winograd_blocks(const winograd *p, const winograd_space *s, float *out, const float *in, const float *bias,
+                            const float *zeros, const float *u, float *v, float *m)
+{
+    const int64_t channels = whole(p->len), all = panels(p->columns);
+    const int64_t u_step = place_step(channels * PANEL);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t block = 0; block < s->parts; block++) {
         const patch_range r = patch_part(p->patches, block, s->parts);
@@ -425,10 +442,26 @@ static void run_winograd(const winograd *p, float *out, const float *in, const f
     float *m = own + s.own;
 #pragma omp single
     memset(zeros, 0, sizeof(float) * (size_t)p->len);
-    if (keeps_weights(p))
-        winograd_blocks(p, &s, out, in, w, bias, zeros, shared, own, m);
-    else
+    if (keeps_weights(p)) {
+        if (!p->prepacked)
+            pack_winograd(p, w, shared);
+        winograd_blocks(p, &s, out, in, bias, zeros, p->prepacked ? p->packed : shared, own, m);
+    } else
         winograd_panels(p, &s, out, in, w, bias, zeros, own, shared, m);
+}
+
+static int64_t pack_winograd_conv2d_workspace(const void *desc, int64_t threads)
+{
+    const winograd p = winograd_forward(desc);
+    (void)threads;
+    return all_floats_u(&p) * (int64_t)sizeof(float);
+}
+
+/* w, u */
+static void pack_winograd_conv2d(const void *desc, void *const *args)
+{
+    const winograd p = winograd_forward(desc);
+    pack_winograd(&p, args[0], args[1]);
 }
 
 static int64_t winograd_conv2d_workspace(const void *desc, int64_t threads)
@@ -437,11 +470,12 @@ static int64_t winograd_conv2d_workspace(const void *desc, int64_t threads)
     return winograd_floats(&p, threads) * (int64_t)sizeof(float);
 }
 
-/* y, x, w, bias or NULL */
+/* y, x, w, bias or NULL, u or NULL */
 static void winograd_conv2d(const void *desc, void *const *args)
 {
-    const winograd p = winograd_forward(desc);
-    run_winograd(&p, args[0], args[1], args[2], args[3], args[4]);
+    winograd p = winograd_forward(desc);
+    p.packed = args[4];
+    run_winograd(&p, args[0], args[1], args[2], args[3], args[5]);
 }
 
 static int64_t winograd_conv2d_backward_data_workspace(const void *desc, int64_t threads)

@@ -171,7 +171,7 @@ class Layer:
     @property
     def params(self) -> dict[str, np.ndarray]:
         """The learned arrays by name, in public shapes; writable, the layer's own."""
-        return self._arrays(lambda p: p.view, learned=True)
+        return self._arrays(lambda p: p.share(), learned=True)
 
     @property
     def grads(self) -> dict[str, np.ndarray]:
@@ -181,7 +181,7 @@ class Layer:
     @property
     def state(self) -> dict[str, np.ndarray]:
         """Arrays that are not learned but kept, such as running_mean."""
-        return self._arrays(lambda p: p.view, learned=False)
+        return self._arrays(lambda p: p.share(), learned=False)
 
     def _arrays(self, view: Any, learned: bool) -> dict[str, np.ndarray]:
         if not self.built and self.input_shape is not None:
