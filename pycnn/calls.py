@@ -151,6 +151,16 @@ def conv2d_backward_weights(
     b.call(kernel, [dw, x, dy], _conv_work(g), **asdict(g), **strides)
 
 
+def conv_transpose2d(
+    b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buffer, w: Buffer, bias: Optional
+) -> None:
+    """g is the convolution from y to x, whose transpose this is."""
+    conv2d_backward_data(b, g, strides, y, x, w)
+    if bias is not None:
+        rows = g.n * g.h * g.w
+        b.call("add_bias", [y, bias], ELEMENT_WORK * rows * g.c, rows=rows, columns=g.c)
+
+
 def column_sums(b: PlanBuilder, rows: int, columns: int, out: Buffer, x: Buffer) -> None:
     b.call("column_sums", [out, x], ELEMENT_WORK * rows * columns, rows=rows, columns=columns)
 

@@ -6,7 +6,7 @@ An operator is written once for all executors. `lower` and `lower_backward` appe
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from pycnn import calls, reference, shapes
@@ -155,6 +155,48 @@ class Conv2D(Operator):
 
     def run_backward(self, r: Run, dy: Lists) -> tuple[list[Lists], dict[str, Lists]]:
         dx, dw, db = reference.conv2d_backward(dy, r.x[0], r.weights["weight"], **self._options())
+        return [dx], {"weight": dw, "bias": db}
+
+
+@dataclass
+class ConvTranspose2D(Operator):
+    """Transposed 2-D convolution; parameters weight (C, K/groups, R, S) and perhaps bias (K,)."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    output_padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def _geometry(self, n: int, x: Shape, w: Shape) -> shapes.Conv2D:
+        return shapes.conv_transpose2d("conv_transpose2d", (n, *x), w, **asdict(self))
+
+    def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
+        return self._geometry(1, inputs[0], parameters["weight"]).x_shape[1:]
+
+    def lower(self, c: Lowering) -> Buffer:
+        c.saved = g = self._geometry(c.n, c.node.inputs[0].shape, c.node.parameters["weight"].shape)
+        y = c.new(g.x_shape[1:])
+        calls.conv_transpose2d(c.b, g, calls.rsck_strides(g), y, c.x[0], c.weights["weight"], c.weights.get("bias"))
+        return y
+
+    def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
+        g, strides = c.saved, calls.rsck_strides(c.saved)
+        if "weight" in c.gradients:
+            calls.conv2d_backward_weights(c.b, g, strides, c.gradients["weight"], dy, c.x[0])
+        if "bias" in c.gradients:
+            calls.column_sums(c.b, g.n * g.h * g.w, g.c, c.gradients["bias"], dy)
+        if not c.wanted[0]:
+            return [None]
+        dx = c.new(g.y_shape[1:])
+        calls.conv2d(c.b, g, strides, dx, dy, c.weights["weight"], None)
+        return [dx]
+
+    def run(self, r: Run) -> Lists:
+        return reference.conv_transpose2d(r.x[0], r.weights["weight"], r.weights.get("bias"), **asdict(self))
+
+    def run_backward(self, r: Run, dy: Lists) -> tuple[list[Lists], dict[str, Lists]]:
+        dx, dw, db = reference.conv_transpose2d_backward(dy, r.x[0], r.weights["weight"], **asdict(self))
         return [dx], {"weight": dw, "bias": db}
 
 

@@ -145,6 +145,91 @@ def conv2d_backward(
     return dx, dw, db
 
 
+@_plan
+def _conv_transpose2d_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool, bias: bool) -> None:
+    x = _load(b, "x", g.y_shape, last)
+    y, finish = _stored(b, "y", g.x_shape, last)
+    calls.conv_transpose2d(b, g, calls.kcrs_strides(g), y, x, b.external("w"), b.external("b") if bias else None)
+    finish()
+
+
+def conv_transpose2d(
+    x: Any,
+    w: Any,
+    b: Any = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Array:
+    """Transposed 2-D convolution of x (N, C, H, W) with w (C, K/groups, R, S), b (K,).
+
+    Options as in `conv2d`, whose gradient of x this is; output_padding (int or (height, width), smaller than stride
+    or dilation) adds rows at the bottom and columns at the right. Returns y (N, K, OH, OW),
+    OH = (H - 1) stride - pads + dilation (R - 1) + output_padding + 1 (Dumoulin and Visin 2016, relationship 14).
+    """
+    op = "conv_transpose2d"
+    x, memory, last = _image(op, "x", x)
+    w = np.ascontiguousarray(shapes.array(op, "w", w, 4))
+    b = None if b is None else np.ascontiguousarray(shapes.array(op, "b", b, 1))
+    g = shapes.conv_transpose2d(
+        op, x.shape, w.shape, None if b is None else b.shape,
+        stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups,
+    )  # fmt: skip
+    y, y_memory = _empty(op, g.x_shape, last)
+    if y.size:
+        arrays = {"x": memory, "w": w, "y": y_memory} | ({} if b is None else {"b": b})
+        run_once(_conv_transpose2d_plan(g, last, b is not None), arrays)
+    return y
+
+
+@_plan
+def _conv_transpose2d_backward_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool) -> None:
+    strides = calls.kcrs_strides(g)
+    x, dy = _load(b, "x", g.y_shape, last), _load(b, "dy", g.x_shape, last)
+    dx, finish = _stored(b, "dx", g.y_shape, last)
+    calls.conv2d(b, g, strides, dx, dy, b.external("w"), None)
+    finish()
+    calls.conv2d_backward_weights(b, g, strides, b.external("dw"), dy, x)
+    calls.column_sums(b, g.n * g.h * g.w, g.c, b.external("db"), dy)
+
+
+def conv_transpose2d_backward(
+    dy: Any,
+    x: Any,
+    w: Any,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[Array, Array, Array]:
+    """Gradients (dx, dw, db) of `conv_transpose2d` for the gradient dy (N, K, OH, OW) of its output.
+
+    dx is the convolution of dy with w, dw that convolution's gradient of the weights where x is the gradient of its
+    output.
+    """
+    op = "conv_transpose2d_backward"
+    x, memory, last = _image(op, "x", x)
+    w = np.ascontiguousarray(shapes.array(op, "w", w, 4))
+    dy = shapes.array(op, "dy", dy, 4)
+    g = shapes.conv_transpose2d(
+        op, x.shape, w.shape,
+        stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups,
+    )  # fmt: skip
+    shapes.expect_shape(op, "dy", dy.shape, g.x_shape)
+    if not x.size:
+        return _empty(op, x.shape, last)[0], np.zeros_like(w), np.zeros(g.c, np.float32)
+    dx, dx_memory = _empty(op, x.shape, last)
+    dw, db = np.empty_like(w), shapes.empty(op, g.c)
+    arrays = {"x": memory, "dy": _like(dy, last), "w": w, "dx": dx_memory, "dw": dw, "db": db}
+    run_once(_conv_transpose2d_backward_plan(g, last), arrays)
+    return dx, dw, db
+
+
 # ----------------------------------------------------------------------------------------- pooling
 
 

@@ -227,53 +227,109 @@ def conv2d(
     groups: Any = 1,
 ) -> Conv2D:
     """Geometry of a convolution of x (N, C, H, W) with w (K, C/groups, R, S) and b (K,)."""
-    _expect_rank(op, "x", x, 4, "(N, C, H, W)")
-    _expect_rank(op, "w", w, 4, "(K, C/groups, R, S)")
-    stride_h, stride_w = pair(op, "stride", stride, 1)
-    dilation_h, dilation_w = pair(op, "dilation", dilation, 1)
-    top, bottom, left, right = padding4(op, padding)
-    groups = integer(op, "groups", groups, 1)
+    steps, groups = _conv_steps(op, x, w, "(K, C/groups, R, S)", stride, padding, dilation, groups)
     n, c, h, width = x
+    stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w = steps
     k, w_c, r, s = w
-    if min(c, h, width) < 1:
-        raise ValueError(f"[{op}] x must have at least one channel, row and column, got shape {tuple(x)}")
-    if min(k, w_c, r, s) < 1:
-        raise ValueError(f"[{op}] w must have no axis of size 0, got shape {tuple(w)}")
     if w_c * groups != c:
         raise ValueError(f"[{op}] w has {w_c} input channels, x has {c} (groups={groups})")
     if k % groups:
         raise ValueError(f"[{op}] w has {k} filters, which groups={groups} does not divide")
-    if b is not None and tuple(b) != (k,):
-        raise ValueError(f"[{op}] b has shape {tuple(b)}, expected {(k,)}, one value a filter")
+    _check_bias(op, b, k)
     oh = conv_axis(op, "height", h, r, stride_h, top + bottom, dilation_h)
     ow = conv_axis(op, "width", width, s, stride_w, left + right, dilation_w)
-    # A stride beyond the padded image, and the dilation of a single tap, change nothing but could overflow in C.
-    stride_h, stride_w = min(stride_h, h + top + bottom), min(stride_w, width + left + right)
-    dilation_h, dilation_w = min(dilation_h, h + top + bottom), min(dilation_w, width + left + right)
-    geometry = Conv2D(
-        n,
-        c,
-        h,
-        width,
-        k,
-        r,
-        s,
-        oh,
-        ow,
-        stride_h,
-        stride_w,
-        top,
-        bottom,
-        left,
-        right,
-        dilation_h,
-        dilation_w,
-        groups,
-    )
     check_size(op, "the padded x", (max(n, 1), c, h + top + bottom, width + left + right))
     check_size(op, "the output", (max(n, 1), k, oh, ow))
+    return _conv_geometry((n, c, h, width), w, (oh, ow), steps, groups)
+
+
+Steps = tuple[int, ...]  # stride (2), padding (4), dilation (2)
+
+
+def _conv_steps(
+    op: str,
+    x: Sequence[int],
+    w: Sequence[int],
+    w_axes: str,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+) -> tuple[Steps, int]:
+    """The options of a convolution as plain numbers, and groups; checks the sizes of x and w as well."""
+    _expect_rank(op, "x", x, 4, "(N, C, H, W)")
+    _expect_rank(op, "w", w, 4, w_axes)
+    steps = *pair(op, "stride", stride, 1), *padding4(op, padding), *pair(op, "dilation", dilation, 1)
+    groups = integer(op, "groups", groups, 1)
+    if min(x[1:]) < 1:
+        raise ValueError(f"[{op}] x must have at least one channel, row and column, got shape {tuple(x)}")
+    if min(w) < 1:
+        raise ValueError(f"[{op}] w must have no axis of size 0, got shape {tuple(w)}")
     check_size(op, "w", w)
-    return geometry
+    return steps, groups
+
+
+def _check_bias(op: str, b: Sequence[int] | None, k: int) -> None:
+    if b is not None and tuple(b) != (k,):
+        raise ValueError(f"[{op}] b has shape {tuple(b)}, expected {(k,)}, one value a filter")
+
+
+def _conv_geometry(
+    x: tuple[int, int, int, int], w: Sequence[int], output: tuple[int, int], steps: Steps, groups: int
+) -> Conv2D:
+    stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w = steps
+    height, width = x[2] + top + bottom, x[3] + left + right
+    # A stride beyond the padded image, and the dilation of a single tap, change nothing but could overflow in C.
+    strides, dilations = (
+        (min(vertical, height), min(horizontal, width))
+        for vertical, horizontal in ((stride_h, stride_w), (dilation_h, dilation_w))
+    )
+    return Conv2D(*x, w[0], w[2], w[3], *output, *strides, top, bottom, left, right, *dilations, groups)
+
+
+@_remembered
+def conv_transpose2d(
+    op: str,
+    x: Sequence[int],
+    w: Sequence[int],
+    b: Sequence[int] | None = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+) -> Conv2D:
+    """Geometry of the convolution whose transpose takes x (N, C, H, W), w (C, K/groups, R, S) and b (K,) to the output.
+
+    So its own input is the output here, of shape `x_shape` (N, K, OH, OW), and `y_shape` is x's.
+    """
+    steps, groups = _conv_steps(op, x, w, "(C, K/groups, R, S)", stride, padding, dilation, groups)
+    n, c, h, width = x
+    stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w = steps
+    extra = pair(op, "output_padding", output_padding)
+    if w[0] != c:
+        raise ValueError(f"[{op}] w has {w[0]} input channels, x has {c}")
+    if c % groups:
+        raise ValueError(f"[{op}] x has {c} channels, which groups={groups} does not divide")
+    k = w[1] * groups
+    _check_bias(op, b, k)
+    sizes = []
+    for axis, size, kernel, step, pad, gap, more in (
+        ("height", h, w[2], stride_h, top + bottom, dilation_h, extra[0]),
+        ("width", width, w[3], stride_w, left + right, dilation_w, extra[1]),
+    ):
+        if more >= max(step, gap):
+            raise ValueError(
+                f"[{op}] output_padding must be smaller than stride or dilation, got {more} for the {axis} "
+                f"with stride {step}, dilation {gap}"
+            )
+        sizes.append((size - 1) * step - pad + gap * (kernel - 1) + more + 1)
+        if sizes[-1] < 1:
+            raise ValueError(f"[{op}] leaves no output: the {axis} {size} would become {sizes[-1]} with padding {pad}")
+    oh, ow = sizes
+    check_size(op, "the padded output", (max(n, 1), k, oh + top + bottom, ow + left + right))
+    return _conv_geometry((n, k, oh, ow), w, (h, width), steps, groups)
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

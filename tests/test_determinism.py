@@ -25,6 +25,12 @@ def conv2d(x_shape, w_shape, **options):
     return run
 
 
+def conv_transpose2d(layout):
+    x, w = layout(normal((5, 60, 17, 15), "x")), normal((60, 70, 3, 3), "w")
+    y = ops.conv_transpose2d(x, w, normal(70, "b"), stride=2, padding=1)
+    return y, *ops.conv_transpose2d_backward(layout(normal(y.shape, "dy")), x, w, stride=2, padding=1)
+
+
 def max_pool2d(layout):
     x = layout(np.round(4 * normal((6, 70, 40, 40))))
     y, argmax = ops.max_pool2d(x, 3, stride=1, padding=1)
@@ -101,6 +107,7 @@ IMAGE_CASES = {
     "depthwise": conv2d((5, 70, 41, 40), (70, 1, 3, 3), padding=1, groups=70),
     "depthwise stride 2": conv2d((6, 50, 60, 61), (50, 1, 5, 5), padding=2, stride=2, groups=50),
     "depthwise with a multiplier": conv2d((3, 50, 41, 40), (100, 1, 3, 3), padding=1, groups=50),
+    "conv_transpose2d": conv_transpose2d,
     "max_pool2d": max_pool2d,
     "avg_pool2d": avg_pool2d,
     "global_avg_pool2d": global_avg_pool2d,

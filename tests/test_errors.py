@@ -28,6 +28,14 @@ VALID = {
         "dy": normal((2, 6, 5, 6)), "x": normal((2, 4, 5, 6)), "w": normal((6, 2, 3, 3)),
         "stride": 1, "padding": 1, "dilation": 1, "groups": 2,
     },
+    "conv_transpose2d": {
+        "x": normal((2, 4, 3, 2)), "w": normal((4, 3, 3, 3)), "b": normal(6),
+        "stride": 2, "padding": 1, "output_padding": 1, "dilation": 1, "groups": 2,
+    },
+    "conv_transpose2d_backward": {
+        "dy": normal((2, 6, 6, 4)), "x": normal((2, 4, 3, 2)), "w": normal((4, 3, 3, 3)),
+        "stride": 2, "padding": 1, "output_padding": 1, "dilation": 1, "groups": 2,
+    },
     "max_pool2d": {
         "x": normal((2, 3, 5, 6)), "kernel_size": 2,
         "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False,
@@ -62,7 +70,8 @@ VALID = {
     },
     "batch_norm_backward": {"dy": normal((2, 3, 4, 4)), "cache": None},
 }  # fmt: skip
-OPTIONAL = {("conv2d", "b"), ("dense", "b"), ("gemm", "out"), ("max_pool2d", "stride"), ("avg_pool2d", "stride")}
+OPTIONAL = {("conv2d", "b"), ("conv_transpose2d", "b"), ("dense", "b"), ("gemm", "out")}
+OPTIONAL |= {("max_pool2d", "stride"), ("avg_pool2d", "stride")}
 IN_PLACE = {("gemm", "out"), ("batch_norm", "running_mean"), ("batch_norm", "running_var")}
 
 
@@ -194,6 +203,7 @@ def free_shape(op, name, shape):
         return False
     free = {
         "conv2d": {"x": (0, 2, 3), "w": (2, 3)},
+        "conv_transpose2d": {"x": (0, 2, 3), "w": (2, 3)},
         "max_pool2d": {"x": (0, 1, 2, 3)},
         "avg_pool2d": {"x": (0, 1, 2, 3)},
         "global_avg_pool2d": {"x": (0, 1, 2, 3)},
@@ -223,6 +233,16 @@ def free_shape(op, name, shape):
         ("conv2d_backward", {"dy": normal((2, 6, 5, 5))}, ["dy", "(2, 6, 5, 5)", "(2, 6, 5, 6)"]),
         ("conv2d_backward", {"dy": normal((1, 6, 5, 6))}, ["dy", "(1, 6, 5, 6)", "(2, 6, 5, 6)"]),
         ("conv2d_backward", {"stride": 2}, ["dy", "(2, 6, 5, 6)", "(2, 6, 3, 3)"]),
+        ("conv_transpose2d", {"w": normal((3, 3, 3, 3))}, ["w has 3 input channels", "x has 4"]),
+        ("conv_transpose2d", {"groups": 3}, ["x has 4 channels", "groups=3"]),
+        ("conv_transpose2d", {"b": normal(3)}, ["b has shape (3,)", "(6,)"]),
+        ("conv_transpose2d", {"output_padding": 2}, ["output_padding", "got 2", "stride 2", "dilation 1"]),
+        ("conv_transpose2d", {"output_padding": (0, 3)}, ["output_padding", "got 3", "width"]),
+        ("conv_transpose2d", {"padding": 4}, ["no output", "height 3"]),
+        ("conv_transpose2d", {"x": np.zeros((2, 4, 0, 2))}, ["x", "(2, 4, 0, 2)"]),
+        ("conv_transpose2d", {"w": np.zeros((4, 0, 3, 3))}, ["w", "(4, 0, 3, 3)"]),
+        ("conv_transpose2d", {"stride": BIG}, ["output", "too large"]),
+        ("conv_transpose2d_backward", {"dy": normal((2, 6, 5, 4))}, ["dy", "(2, 6, 5, 4)", "(2, 6, 6, 4)"]),
         ("max_pool2d", {"padding": 2}, ["padding", "(2, 2)", "kernel_size"]),
         ("max_pool2d", {"kernel_size": 3, "padding": (0, 2)}, ["padding", "(0, 2)", "(3, 3)"]),
         ("max_pool2d", {"kernel_size": (8, 1), "padding": 0}, ["height 5", "kernel_size 8"]),

@@ -60,6 +60,10 @@ CASES = [
     (lambda: cnn.DepthwiseConv2D((2, 3), 2, "same", multiplier=2, activation="tanh"), (1, 3, 5, 6)),
     (lambda: cnn.DepthwiseConv2D(2, dilation=2, bias=False), (2, 17, 4, 3)),
     (lambda: cnn.DepthwiseConv2D(3, padding=((1, 0), (0, 2))), (2, 1, 3, 4)),
+    (lambda: cnn.ConvTranspose2D(3, 3), (2, 2, 3, 4)),
+    (lambda: cnn.ConvTranspose2D(17, 2, 2, ((1, 0), (0, 1)), 1, activation="relu"), (1, 3, 4, 3)),
+    (lambda: cnn.ConvTranspose2D(4, (3, 2), (2, 1), 1, dilation=2, groups=2, bias=False), (2, 6, 3, 3)),
+    (lambda: cnn.ConvTranspose2D(1, 1), (1, 1, 1, 1)),
     (lambda: cnn.MaxPool2D(), (2, 3, 5, 4)),
     (lambda: cnn.MaxPool2D(3, stride=2, padding=1, ceil_mode=True), (1, 2, 6, 5)),
     (lambda: cnn.MaxPool2D((2, 1), stride=1, dilation=(2, 1)), (2, 17, 5, 3)),
@@ -211,6 +215,7 @@ SMOOTH = [
     (lambda: cnn.Conv2D(2, (2, 3), stride=2, padding="same", activation="tanh"), (2, 2, 3, 3)),
     (lambda: cnn.Conv2D(4, 2, dilation=2, padding=((1, 0), (0, 1)), groups=2), (1, 2, 3, 3)),
     (lambda: cnn.DepthwiseConv2D(2, multiplier=2), (1, 2, 3, 3)),
+    (lambda: cnn.ConvTranspose2D(4, (2, 3), 2, (1, 0), 1, groups=2, activation="tanh"), (1, 2, 2, 3)),
     (lambda: cnn.AvgPool2D(2, 1, 1, count_include_pad=False), (1, 1, 3, 3)),
     (lambda: cnn.Dense(3, activation="softmax"), (2, 4)),
     (lambda: cnn.BatchNorm(), (4, 2)),
@@ -261,6 +266,7 @@ def test_gradients_by_finite_differences(make, shape):
         (lambda: cnn.Conv2D(6, (2, 3), groups=2), (2, 4, 5, 5), {"weight": (6, 2, 2, 3), "bias": (6,)}),
         (lambda: cnn.Conv2D(6, 1, bias=False), (2, 4, 5, 5), {"weight": (6, 4, 1, 1)}),
         (lambda: cnn.DepthwiseConv2D(3, multiplier=2), (2, 4, 5, 5), {"weight": (8, 1, 3, 3), "bias": (8,)}),
+        (lambda: cnn.ConvTranspose2D(6, (2, 3), groups=2), (2, 4, 5, 5), {"weight": (4, 3, 2, 3), "bias": (6,)}),
         (lambda: cnn.Dense(5), (2, 3), {"weight": (3, 5), "bias": (5,)}),
         (lambda: cnn.Dense(5, bias=False), (2, 3), {"weight": (3, 5)}),
         (lambda: cnn.BatchNorm(), (2, 3), {"gamma": (3,), "beta": (3,)}),
@@ -433,6 +439,7 @@ def test_build_seeds_the_draw():
     [
         (lambda init: cnn.Conv2D(4, (2, 1), groups=2, init=init), (6, 5, 5), (4, 3, 2, 1)),
         (lambda init: cnn.DepthwiseConv2D(3, multiplier=2, init=init), (3, 5, 5), (6, 1, 3, 3)),
+        (lambda init: cnn.ConvTranspose2D(4, (2, 1), groups=2, init=init), (6, 5, 5), (6, 2, 2, 1)),
         (lambda init: cnn.Dense(4, init=init), (3,), (3, 4)),
     ],
 )
@@ -487,6 +494,8 @@ def test_same_padding(kernel, stride):
         (cnn.Conv2D(4, 3, padding=(2, 0)), (3, 8, 9), (4, 10, 7)),
         (cnn.Conv2D(4, 3, padding=((1, 0), (3, 1)), dilation=(1, 2)), (3, 8, 9), (4, 7, 9)),
         (cnn.DepthwiseConv2D(3, multiplier=4), (3, 8, 9), (12, 6, 7)),
+        (cnn.ConvTranspose2D(4, 3), (3, 8, 9), (4, 10, 11)),
+        (cnn.ConvTranspose2D(4, (3, 4), 2, 1, (1, 0)), (3, 8, 9), (4, 16, 18)),
         (cnn.MaxPool2D(3, stride=2), (3, 8, 9), (3, 3, 4)),
         (cnn.MaxPool2D(3, stride=2, ceil_mode=True), (3, 8, 9), (3, 4, 4)),
         (cnn.MaxPool2D(2, padding=1, ceil_mode=True), (3, 8, 9), (3, 5, 5)),
@@ -593,6 +602,7 @@ CONFIGURED = [
     cnn.Conv2D(4, (3, 2), 2, "same", 1, 2, False, "elu", "lecun_normal", (2, 5, 5), name="c"),
     cnn.Conv2D(4, [3, 3], padding=((0, 1), (2, 0)), dilation=(2, 1)),
     cnn.DepthwiseConv2D(3, (1, 2), 1, 1, 2, False, "silu", "uniform", (2, 5, 5), name="d"),
+    cnn.ConvTranspose2D(4, (3, 2), 2, ((1, 0), (0, 1)), 1, 1, 2, False, "elu", "uniform", (2, 5, 5), name="t"),
     cnn.MaxPool2D(3, 2, 1, 1, True, name="m", input_shape=(2, 5, 5)),
     cnn.AvgPool2D((3, 2), (1, 2), (1, 1), True, False),
     cnn.GlobalAvgPool2D(name="g"),
@@ -628,6 +638,11 @@ COMMON = {"bias": True, "activation": None, "init": "he_normal"}
     [
         (cnn.Conv2D, ["filters", "kernel_size"], CONVOLUTION | {"groups": 1} | COMMON | {"input_shape": None}),
         (cnn.DepthwiseConv2D, ["kernel_size"], CONVOLUTION | {"multiplier": 1} | COMMON),
+        (
+            cnn.ConvTranspose2D,
+            ["filters", "kernel_size"],
+            {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1} | COMMON,
+        ),
         (cnn.MaxPool2D, [], {"pool_size": 2, "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}),
         (
             cnn.AvgPool2D,
@@ -672,7 +687,7 @@ def test_config_round_trip(layer):
 def test_every_public_layer_has_a_configuration_tested():
     public = {name for name in LAYERS if hasattr(cnn, name)} - {"Layer"}
     tested = {type(layer).__name__ for layer in CONFIGURED}
-    later = {"ConvTranspose2D", "GlobalMaxPool2D", "AdaptiveAvgPool2D", "Reshape", "ZeroPad2D", "UpSample2D", "Add"}
+    later = {"GlobalMaxPool2D", "AdaptiveAvgPool2D", "Reshape", "ZeroPad2D", "UpSample2D", "Add"}
     later |= {"Concatenate", "SqueezeExcite", "Model"}
     assert public - later == tested
 
@@ -726,6 +741,10 @@ def test_trainable_is_a_boolean_and_reaches_the_layers_inside():
         (lambda: cnn.Conv2D(2, 3, name=3), "name"),
         (lambda: cnn.DepthwiseConv2D(3, multiplier=0), "multiplier"),
         (lambda: cnn.DepthwiseConv2D(3, padding="full"), "padding"),
+        (lambda: cnn.ConvTranspose2D(2, 3, padding="same"), "padding"),
+        (lambda: cnn.ConvTranspose2D(2, 3, output_padding=-1), "output_padding"),
+        (lambda: cnn.ConvTranspose2D(3, 3, groups=2), "groups=2"),
+        (lambda: cnn.ConvTranspose2D(3, 3, activation="nope"), "activation"),
         (lambda: cnn.MaxPool2D(0), "pool_size"),
         (lambda: cnn.MaxPool2D(2, stride=0), "stride"),
         (lambda: cnn.MaxPool2D(2, padding=2), "padding"),
@@ -776,6 +795,10 @@ def test_options_that_a_layer_does_not_have(make):
         (lambda: cnn.Conv2D(2, 3), (2, 3, 2, 5), "no output"),
         (lambda: cnn.Conv2D(4, 1, groups=2), (2, 3, 5, 5), "groups"),
         (lambda: cnn.Conv2D(2, 3, activation="softmax"), (1, 1, 3, 3), "softmax"),
+        (lambda: cnn.ConvTranspose2D(4, 1, groups=2), (2, 3, 5, 5), "groups"),
+        (lambda: cnn.ConvTranspose2D(4, 1, padding=3), (2, 3, 5, 5), "no output"),
+        (lambda: cnn.ConvTranspose2D(4, 2, output_padding=1), (2, 3, 5, 5), "output_padding"),
+        (lambda: cnn.ConvTranspose2D(4, 2), (2, 3), r"input"),
         (lambda: cnn.MaxPool2D(3), (1, 1, 2, 5), "no output"),
         (lambda: cnn.AvgPool2D(2), (1, 4), r"\(N, C, H, W\)"),
         (lambda: cnn.GlobalAvgPool2D(), (1, 4), r"\(N, C, H, W\)"),

@@ -427,6 +427,51 @@ def test_conv2d_lets_a_nan_out_only_where_its_window_reaches():
     assert np.isnan(y[:, :, :3, :3]).all() and np.isfinite(y[:, :, 3:]).all() and np.isfinite(y[:, :, :, 3:]).all()
 
 
+# ------------------------------------------------------------------------------ transposed convolution
+
+TRANSPOSED = [
+    ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+    ((2, 3, 1, 1), (3, 17, 2, 3), {"stride": 7}),
+    ((1, 17, 4, 3), (17, 3, 3, 3), {"padding": 1}),
+    ((2, 3, 5, 4), (3, 1, 3, 2), {"stride": 2, "padding": (1, 0), "output_padding": 1}),
+    ((1, 2, 4, 3), (2, 5, 2, 2), {"stride": (3, 2), "padding": ((1, 0), (0, 2)), "output_padding": (2, 1)}),
+    ((1, 3, 3, 4), (3, 4, 3, 2), {"dilation": (2, 3), "output_padding": (1, 2)}),
+    ((1, 2, 3, 3), (2, 3, 2, 3), {"stride": 2, "dilation": 3, "padding": 2, "output_padding": (2, 0)}),
+    ((2, 4, 3, 5), (4, 3, 3, 3), {"groups": 2, "stride": 2, "padding": 1}),
+    ((1, 5, 4, 4), (5, 1, 3, 3), {"groups": 5, "stride": 2, "output_padding": 1}),
+    ((1, 3, 4, 5), (3, 2, 2, 2), {"groups": 3}),
+    ((1, 2, 4, 4), (2, 1, 1, 2), {"padding": (1, 2)}),
+    # what Winograd computes
+    ((1, 16, 9, 8), (16, 18, 3, 3), {"padding": 1}),
+]
+
+
+def transposed_arrays(x_shape, w_shape, options):
+    y_shape = shapes.conv_transpose2d("test", x_shape, w_shape, **options).x_shape
+    return normal(x_shape, "x"), normal(w_shape, "w"), normal(y_shape[1], "b"), normal(y_shape, "dy")
+
+
+@layouts
+@pytest.mark.parametrize(("x_shape", "w_shape", "options"), TRANSPOSED, ids=label)
+def test_conv_transpose2d_and_its_twin(x_shape, w_shape, options, layout):
+    x, w, b, dy = transposed_arrays(x_shape, w_shape, options)
+    x, w, dy = layout(x), layout(w), layout(dy)
+    assert_layout(check("conv_transpose2d", x, w, b, floor=1, **options), x)
+    assert_layout(check("conv_transpose2d", x, w, floor=1, **options), x)
+    dx, dw, db = check("conv_transpose2d_backward", dy, x, w, floor=1, **options)
+    assert_layout(dx, x)
+    assert dw.flags.c_contiguous
+
+
+@pytest.mark.parametrize("filters", [1, 2, 3, VL - 1, VL, VL + 1, 3 * VL + 2])
+@pytest.mark.parametrize("pixels", [1, 5, VL, 2 * VL + 3])
+def test_the_bias_of_a_transposed_convolution(filters, pixels):
+    """A kernel of one tap that is 0 leaves the bias alone."""
+    x, w, b = normal((2, 3, 1, pixels)), np.zeros((3, filters, 1, 1), np.float32), normal(filters)
+    y = ops.conv_transpose2d(channels_last(x), w, b)
+    np.testing.assert_array_equal(y, np.broadcast_to(b[:, None, None], y.shape))
+
+
 # ----------------------------------------------------------------------------------------- pooling
 
 POOL_SMALL = [

@@ -119,6 +119,58 @@ def test_conv2d_without_bias_and_of_an_empty_batch():
     assert ref.conv2d_backward([], [], w) == ([], zeros((2, 2, 2, 2)), [0.0, 0.0])
 
 
+# x shape, w shape (C, K/groups, R, S), options
+TRANSPOSED = [
+    ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+    ((2, 3, 3, 2), (3, 2, 3, 3), {}),
+    ((1, 3, 1, 1), (3, 2, 2, 3), {"stride": 9}),
+    ((2, 1, 3, 4), (1, 2, 2, 3), {"stride": 2, "padding": (1, 0), "output_padding": 1}),
+    ((1, 2, 3, 2), (2, 3, 3, 2), {"stride": (3, 1), "padding": ((0, 2), (1, 0)), "output_padding": (2, 0)}),
+    ((1, 1, 3, 3), (1, 2, 3, 2), {"dilation": (2, 3), "padding": 1, "output_padding": (1, 2)}),
+    ((1, 4, 3, 2), (4, 3, 2, 2), {"groups": 2, "stride": (1, 2)}),
+    ((2, 3, 2, 3), (3, 2, 3, 3), {"groups": 3, "padding": 1, "stride": 2}),
+    ((1, 2, 4, 4), (2, 1, 1, 2), {"padding": (1, 2)}),
+]
+
+
+def transposed_arrays(x_shape, w_shape, options):
+    return draw(x_shape), draw(w_shape, 1), draw((w_shape[1] * options.get("groups", 1),), 2)
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "options"), TRANSPOSED)
+def test_conv_transpose2d_gradients(x_shape, w_shape, options):
+    x, w, b = transposed_arrays(x_shape, w_shape, options)
+    dy = draw(shape(ref.conv_transpose2d(x, w, b, **options)), 3)
+    dx, dw, db = ref.conv_transpose2d_backward(dy, x, w, **options)
+    check_gradient(lambda v: ref.conv_transpose2d(v, w, b, **options), x, dy, dx)
+    check_gradient(lambda v: ref.conv_transpose2d(x, v, b, **options), w, dy, dw)
+    check_gradient(lambda v: ref.conv_transpose2d(x, w, v, **options), b, dy, db)
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "options"), TRANSPOSED)
+def test_conv_transpose2d_against_torch(torch, x_shape, w_shape, options):
+    """Uneven padding cuts more off one side of what is there without any."""
+    x, w, b = transposed_arrays(x_shape, w_shape, options)
+    top, bottom, left, right = cnn.shapes.padding4("test", options.get("padding", 0))
+    others = {name: value for name, value in options.items() if name != "padding"}
+    tx, tw, tb = (tensor(torch, v, requires_grad=True) for v in (x, w, b))
+    ty = torch.nn.functional.conv_transpose2d(tx, tw, tb, **others)
+    ty = torch.nn.functional.pad(ty, (-left, -right, -top, -bottom))
+    y = ref.conv_transpose2d(x, w, b, **options)
+    assert_close(y, ty.tolist())
+    dy = draw(shape(y), 3)
+    ty.backward(tensor(torch, dy))
+    for ours, theirs in zip(ref.conv_transpose2d_backward(dy, x, w, **options), (tx, tw, tb), strict=True):
+        assert_close(ours, theirs.grad.tolist())
+
+
+def test_conv_transpose2d_without_bias_and_of_an_empty_batch():
+    x, w = draw((1, 2, 3, 3)), draw((2, 3, 2, 2), 1)
+    assert_close(ref.conv_transpose2d(x, w), ref.conv_transpose2d(x, w, [0.0] * 3))
+    assert ref.conv_transpose2d([], w) == []
+    assert ref.conv_transpose2d_backward([], [], w) == ([], zeros((2, 3, 2, 2)), [0.0] * 3)
+
+
 # ----------------------------------------------------------------------------------------- pooling
 
 # x shape, kernel size, options of both poolings

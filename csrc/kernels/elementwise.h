@@ -108,6 +108,26 @@ static void add(const void *desc, void *const *args)
             store_n(y + i, load_n(a + i, d->size - i) + load_n(b + i, d->size - i), d->size - i);
 }
 
+/* y (rows, columns), bias (columns,), which is added to each row. A bias of less than a vector is repeated until it
+ * fills whole vectors, of which each then takes several rows. */
+static void add_bias(const void *desc, void *const *args)
+{
+    const pycnn_matrix own = *(const pycnn_matrix *)desc, *d = &own;
+    float *y = args[0];
+    const float *bias = args[1];
+    const int64_t size = d->rows * d->columns, period = d->columns < VL ? d->columns * VL : d->columns;
+    float repeated[VL * VL];
+    if (d->columns < VL) {
+        for (int64_t i = 0; i < period; i++)
+            repeated[i] = bias[i % d->columns];
+        bias = repeated;
+    }
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < size; row += period)
+        for (int64_t i = 0, n = MIN(period, size - row); i < n; i += VL)
+            store_n(y + row + i, load_n(y + row + i, n - i) + load_n(bias + i, n - i), n - i);
+}
+
 /* Philox-4x32-10 (Salmon, Moraes, Dror and Shaw 2011): ten rounds of two 32 x 32 -> 64 bit products. */
 static void philox(uint32_t word[4], uint32_t key0, uint32_t key1)
 {

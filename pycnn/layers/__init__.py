@@ -13,7 +13,7 @@ from pycnn.layers.activation import (
     Tanh,
 )
 from pycnn.layers.base import Layer
-from pycnn.layers.convolution import Conv2D, DepthwiseConv2D
+from pycnn.layers.convolution import Conv2D, ConvTranspose2D, DepthwiseConv2D
 from pycnn.layers.core import Dense, Dropout, Flatten
 from pycnn.layers.normalization import BatchNorm
 from pycnn.layers.pooling import AvgPool2D, GlobalAvgPool2D, MaxPool2D
@@ -26,6 +26,7 @@ __all__ = [
     "AvgPool2D",
     "BatchNorm",
     "Conv2D",
+    "ConvTranspose2D",
     "Dense",
     "DepthwiseConv2D",
     "Dropout",

@@ -4,7 +4,7 @@ Written to be read: the loop nest is the formula, and the docstring names its so
 floats, that is double precision. Reports 000 to 004 are the student reports that the project grew from.
 """
 
-from pycnn.reference.conv import conv2d, conv2d_backward
+from pycnn.reference.conv import conv2d, conv2d_backward, conv_transpose2d, conv_transpose2d_backward
 from pycnn.reference.elementwise import (
     activation,
     activation_backward,
@@ -44,6 +44,8 @@ __all__ = [
     "binary_cross_entropy",
     "conv2d",
     "conv2d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
     "dense",
     "dense_backward",
     "dropout",
