@@ -41,6 +41,12 @@ typedef struct {
     int64_t count_include_pad;
 } pycnn_pool2d;
 
+/* Images of (h, w) made to (oh, ow); an upsampling is by whole numbers, bilinear or by the nearest pixel. */
+typedef struct { int64_t n, c, h, w, oh, ow, bilinear; } pycnn_resize;
+
+/* Images of (h, w) with so many rows and columns of zeros around them; below zero, with so many less. */
+typedef struct { int64_t n, c, h, w, top, bottom, left, right; } pycnn_pad2d;
+
 /* c (m, n) = alpha * a b + beta * c + bias; element (i, p) of a lies at i * a_row + p * a_col, etc. */
 typedef struct {
     int64_t m, n, k;
@@ -55,6 +61,10 @@ typedef struct { int64_t rows, columns; } pycnn_matrix;
 
 /* Convolution weights of rows (taps and channels) by columns (filters), and the batch norm to be folded into them. */
 typedef struct { int64_t rows, columns; float eps; } pycnn_fold;
+
+/* Some columns of a matrix that become columns of another: where the first row of them starts in each matrix, and
+ * how far apart rows are. */
+typedef struct { int64_t rows, columns, from, from_row, to, to_row; } pycnn_columns;
 
 /* n matrices of rows by columns, each to be transposed. */
 typedef struct { int64_t n, rows, columns; } pycnn_transpose;
@@ -72,10 +82,11 @@ typedef struct {
     float alpha;
 } pycnn_elementwise;
 
-/* Dropout of (n, h, w, c): an element is kept, times scale, where its random word >= threshold. */
+/* Dropout of (n, h, w, c): an element, or (spatial) a channel of an image, is kept, times scale, where its random word
+ * >= threshold. */
 typedef struct {
     int64_t n, h, w, c;
-    int64_t entry, threshold;
+    int64_t entry, threshold, spatial;
     float scale;
 } pycnn_dropout;
 

@@ -209,6 +209,31 @@ def global_pool2d(b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: lis
     b.call(kernel, args, ELEMENT_WORK * math.prod(shape), n=n, c=c, h=h, w=w)
 
 
+def resize(
+    b: PlanBuilder, kernel: str, x: tuple[int, ...], size: tuple[int, int], args: list[Buffer], mode: str = ""
+) -> None:
+    """A kernel of resize.h, forward or backward; x is the shape (N, C, H, W) of the images that become `size`."""
+    n, c, h, w = x
+    oh, ow = size
+    work = ELEMENT_WORK * n * c * max(h * w, oh * ow)
+    b.call(kernel, args, work, n=n, c=c, h=h, w=w, oh=oh, ow=ow, bilinear=int(mode == "bilinear"))
+
+
+def pad2d(b: PlanBuilder, x: tuple[int, ...], pads: tuple[int, int, int, int], y: Buffer, given: Buffer) -> None:
+    """Images of shape x with `pads` (top, bottom, left, right) zeros around them; less than none cut off."""
+    (n, c, h, w), (top, bottom, left, right) = x, pads
+    work = ELEMENT_WORK * n * c * (h + top + bottom) * (w + left + right)
+    b.call("pad2d", [y, given], work, n=n, c=c, h=h, w=w, top=top, bottom=bottom, left=left, right=right)
+
+
+def copy_columns(
+    b: PlanBuilder, rows: int, columns: int, out: Buffer, to: tuple[int, int], x: Buffer, source: tuple[int, int]
+) -> None:
+    """`to` and `source`: the first column, and how many columns the matrix has in all."""
+    where = {"to": to[0], "to_row": to[1], "from": source[0], "from_row": source[1]}
+    b.call("copy_columns", [out, x], ELEMENT_WORK * rows * columns, rows=rows, columns=columns, **where)
+
+
 def transpose(b: PlanBuilder, n: int, rows: int, columns: int, out: Buffer, x: Buffer) -> None:
     b.call("transpose", [out, x], ELEMENT_WORK * n * rows * columns, n=n, rows=rows, columns=columns)
 
@@ -244,13 +269,21 @@ def _kind(name: str) -> int:
 
 
 def dropout(
-    b: PlanBuilder, shape: tuple[int, ...], rate: float, entry: int, y: Buffer, x: Buffer, state: Buffer
+    b: PlanBuilder,
+    shape: tuple[int, ...],
+    rate: float,
+    spatial: bool,
+    entry: int,
+    y: Buffer,
+    x: Buffer,
+    state: Buffer,
 ) -> None:
-    """Forward and, with dy for x, backward; shape is (N, F) or (N, C, H, W)."""
+    """Forward and, with dy for x, backward. Spatial: of whole channels; shape is (N, C) or (N, C, H, W) then."""
     n, c, h, w = shape if len(shape) == 4 else (shape[0], 1, 1, math.prod(shape[1:]))
     b.call(
         "dropout", [y, x, state], 4 * ELEMENT_WORK * math.prod(shape),
         n=n, c=c, h=h, w=w, entry=entry, threshold=math.floor(rate * 2**32), scale=1 / (1 - rate),
+        spatial=int(spatial and len(shape) == 4),
     )  # fmt: skip
 
 

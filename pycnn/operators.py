@@ -350,37 +350,140 @@ class GlobalAvgPool2D(Operator):
 
 
 @dataclass
-class Flatten(Operator):
-    """(C, H, W) to (C * H * W,), in that order, whatever the order in memory."""
+class AdaptiveAvgPool2D(Operator):
+    """Averages of windows that share an image out evenly; a side None stays as it is."""
+
+    output_size: tuple[int | None, int | None]
 
     def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
-        return (math.prod(inputs[0]),)
-
-    def _transposes(self, c: Lowering) -> bool:
-        shape = c.node.inputs[0].shape
-        return len(shape) == 3 and shape[0] > 1 and shape[1] * shape[2] > 1
+        x = (1, *inputs[0])
+        size = shapes.adaptive_pool2d("adaptive_avg_pool2d", x, self.output_size)
+        return inputs[0][0], *size
 
     def lower(self, c: Lowering) -> Buffer:
-        if not self._transposes(c):
-            return c.x[0]
-        n, channels, h, w = c.shape()
         y = c.new(c.node.output.shape)
-        calls.transpose(c.b, n, h * w, channels, y, c.x[0])
+        calls.resize(c.b, "adaptive_avg_pool2d", c.shape(), c.node.output.shape[1:], [y, c.x[0]])
         return y
 
     def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
-        if not self._transposes(c):
-            return [dy]
-        n, channels, h, w = c.shape()
         dx = c.new(c.node.inputs[0].shape)
-        calls.transpose(c.b, n, channels, h * w, dx, dy)
+        calls.resize(c.b, "adaptive_avg_pool2d_backward", c.shape(), c.node.output.shape[1:], [dx, dy])
         return [dx]
 
     def run(self, r: Run) -> Lists:
-        return [lists.flatten(sample) for sample in r.x[0]]
+        return reference.adaptive_avg_pool2d(r.x[0], self.output_size)
 
     def run_backward(self, r: Run, dy: Lists) -> tuple[list[Lists], dict[str, Lists]]:
-        return [[lists.reshape(sample, r.node.inputs[0].shape) for sample in dy]], {}
+        shape = (len(dy), *r.node.inputs[0].shape)
+        return [reference.adaptive_avg_pool2d_backward(dy, shape, self.output_size)], {}
+
+
+@dataclass
+class UpSample2D(Operator):
+    """Images `scale` times as high and wide; mode nearest or bilinear."""
+
+    scale: tuple[int, int]
+    mode: str = "nearest"
+
+    def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
+        return inputs[0][0], *shapes.upsample2d("upsample2d", (1, *inputs[0]), self.scale, self.mode)
+
+    def lower(self, c: Lowering) -> Buffer:
+        y = c.new(c.node.output.shape)
+        calls.resize(c.b, "upsample2d", c.shape(), c.node.output.shape[1:], [y, c.x[0]], self.mode)
+        return y
+
+    def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
+        dx = c.new(c.node.inputs[0].shape)
+        calls.resize(c.b, "upsample2d_backward", c.shape(), c.node.output.shape[1:], [dx, dy], self.mode)
+        return [dx]
+
+    def run(self, r: Run) -> Lists:
+        return reference.upsample2d(r.x[0], self.scale, self.mode)
+
+    def run_backward(self, r: Run, dy: Lists) -> tuple[list[Lists], dict[str, Lists]]:
+        return [reference.upsample2d_backward(dy, self.scale, self.mode)], {}
+
+
+@dataclass
+class ZeroPad2D(Operator):
+    """Images with rows and columns of zeros around them."""
+
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+    def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
+        return inputs[0][0], *shapes.zero_pad2d("zero_pad2d", (1, *inputs[0]), self.padding)
+
+    def lower(self, c: Lowering) -> Buffer:
+        y = c.new(c.node.output.shape)
+        calls.pad2d(c.b, c.shape(), (*self.padding[0], *self.padding[1]), y, c.x[0])
+        return y
+
+    def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
+        dx = c.new(c.node.inputs[0].shape)
+        (top, bottom), (left, right) = self.padding
+        calls.pad2d(c.b, (c.n, *c.node.output.shape), (-top, -bottom, -left, -right), dx, dy)
+        return [dx]
+
+    def run(self, r: Run) -> Lists:
+        return reference.zero_pad2d(r.x[0], self.padding)
+
+    def run_backward(self, r: Run, dy: Lists) -> tuple[list[Lists], dict[str, Lists]]:
+        return [reference.zero_pad2d_backward(dy, self.padding)], {}
+
+
+@dataclass
+class Reshape(Operator):
+    """(N, ...) to (N, *shape), the elements in (C, H, W) order, whatever the order in memory; a size may be -1."""
+
+    shape: Shape
+
+    def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
+        return shapes.reshape("reshape", inputs[0], self.shape)
+
+    def _lower(self, c: Lowering, x: Buffer, source: Shape, target: Shape) -> Buffer:
+        return _from_planes(c, target, _to_planes(c, source, x))
+
+    def lower(self, c: Lowering) -> Buffer:
+        return self._lower(c, c.x[0], c.node.inputs[0].shape, c.node.output.shape)
+
+    def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
+        return [self._lower(c, dy, c.node.output.shape, c.node.inputs[0].shape)]
+
+    def run(self, r: Run) -> Lists:
+        return [lists.reshape(lists.flatten(sample), r.node.output.shape) for sample in r.x[0]]
+
+    def run_backward(self, r: Run, dy: Lists) -> tuple[list[Lists], dict[str, Lists]]:
+        return [[lists.reshape(lists.flatten(sample), r.node.inputs[0].shape) for sample in dy]], {}
+
+
+@dataclass
+class Flatten(Reshape):
+    """(C, H, W) to (C * H * W,)."""
+
+    shape: Shape = (-1,)
+
+
+def _transposes(shape: Shape) -> bool:
+    return len(shape) == 3 and shape[0] > 1 and shape[1] * shape[2] > 1
+
+
+def _to_planes(c: Lowering, shape: Shape, x: Buffer) -> Buffer:
+    """The elements of x in the order of `shape`, whose images lie channels-last in x."""
+    if not _transposes(shape):
+        return x
+    y = c.new(shape)
+    calls.transpose(c.b, c.n, shape[1] * shape[2], shape[0], y, x)
+    return y
+
+
+def _from_planes(c: Lowering, shape: Shape, x: Buffer) -> Buffer:
+    """The reverse of `_to_planes`."""
+    if not _transposes(shape):
+        return x
+    y = c.new(shape)
+    calls.transpose(c.b, c.n, shape[0], shape[1] * shape[2], y, x)
+    return y
 
 
 @dataclass
@@ -442,9 +545,15 @@ class Softmax(Operator):
 
 @dataclass
 class Dropout(Operator):
-    """Zeroes a share `rate` of the elements in training and scales the rest by 1 / (1 - rate)."""
+    """Zeroes a share `rate` of the elements (spatial: channels) in training and scales the rest by 1 / (1 - rate)."""
 
     rate: float
+    spatial: bool = False
+
+    def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
+        if self.spatial and len(inputs[0]) not in (1, 3):
+            raise ValueError(f"[dropout] the input must be (N, C) or (N, C, H, W) if spatial, got {('N', *inputs[0])}")
+        return inputs[0]
 
     def _active(self, c: Lowering | Run) -> bool:
         return c.training and self.rate > 0
@@ -453,7 +562,7 @@ class Dropout(Operator):
         if not self._active(c):
             return x
         y = c.new(c.node.output.shape)
-        calls.dropout(c.b, c.shape(), self.rate, c.index, y, x, c.b.external("dropout_state"))
+        calls.dropout(c.b, c.shape(), self.rate, self.spatial, c.index, y, x, c.b.external("dropout_state"))
         return y
 
     def lower(self, c: Lowering) -> Buffer:
@@ -465,7 +574,7 @@ class Dropout(Operator):
     def _run(self, r: Run, x: Lists) -> Lists:
         if not self._active(r):
             return x
-        return reference.dropout(x, self.rate, seed=r.seed, step=r.step, entry=r.index)
+        return reference.dropout(x, self.rate, seed=r.seed, step=r.step, entry=r.index, spatial=self.spatial)
 
     def run(self, r: Run) -> Lists:
         return self._run(r, r.x[0])
@@ -551,3 +660,66 @@ class Add(Operator):
 
     def run_backward(self, r: Run, dy: Lists) -> tuple[list[Lists], dict[str, Lists]]:
         return [dy, dy], {}
+
+
+@dataclass
+class Concatenate(Operator):
+    """The channels of images, or the features of rows, of several tensors one after another."""
+
+    def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
+        return shapes.concatenate("concatenate", inputs)
+
+    def _parts(self, c: Lowering) -> tuple[int, int, list[tuple[int, int]]]:
+        """(rows, columns in all, (first column, columns) of each input) of the matrices that are joined."""
+        shape = c.node.output.shape
+        pixels = math.prod(shape[1:]) if len(shape) == 3 else 1  # lie in rows of channels
+        columns = [math.prod(v.shape) // pixels for v in c.node.inputs]
+        parts = [(sum(columns[:i]), count) for i, count in enumerate(columns)]
+        return c.n * pixels, sum(columns), parts
+
+    def lower(self, c: Lowering) -> Buffer:
+        y = c.new(c.node.output.shape)
+        rows, total, parts = self._parts(c)
+        for x, (first, columns) in zip(c.x, parts, strict=True):
+            calls.copy_columns(c.b, rows, columns, y, (first, total), x, (0, columns))
+        return y
+
+    def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
+        rows, total, parts = self._parts(c)
+        gradients: list[Buffer | None] = []
+        for v, wanted, (first, columns) in zip(c.node.inputs, c.wanted, parts, strict=True):
+            gradients.append(c.new(v.shape) if wanted else None)
+            if wanted:
+                calls.copy_columns(c.b, rows, columns, gradients[-1], (0, columns), dy, (first, total))
+        return gradients
+
+    def run(self, r: Run) -> Lists:
+        return reference.concatenate(r.x)
+
+    def run_backward(self, r: Run, dy: Lists) -> tuple[list[Lists], dict[str, Lists]]:
+        return reference.concatenate_backward(dy, [v.shape[0] for v in r.node.inputs]), {}
+
+
+@dataclass
+class ScaleChannels(Operator):
+    """Images (C, H, W) times one factor a channel, (C,)."""
+
+    def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
+        shapes.scale_channels("scale_channels", (1, *inputs[0]), (1, *inputs[1]))
+        return inputs[0]
+
+    def lower(self, c: Lowering) -> Buffer:
+        y = c.new(c.node.output.shape)
+        calls.global_pool2d(c.b, "scale_channels", c.shape(), [y, *c.x])
+        return y
+
+    def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
+        gradients = [c.new(v.shape) for v in c.node.inputs]
+        calls.global_pool2d(c.b, "scale_channels_backward", c.shape(), [*gradients, dy, *c.x])
+        return gradients
+
+    def run(self, r: Run) -> Lists:
+        return reference.scale_channels(*r.x)
+
+    def run_backward(self, r: Run, dy: Lists) -> tuple[list[Lists], dict[str, Lists]]:
+        return list(reference.scale_channels_backward(dy, *r.x)), {}

@@ -400,6 +400,66 @@ def global_pool2d(op: str, x: Sequence[int]) -> tuple[int, int]:
     return x[0], x[1]
 
 
+def adaptive_pool2d(op: str, x: Sequence[int], output_size: Any) -> tuple[int, int]:
+    """(OH, OW) of a pooling of x (N, C, H, W) to `output_size`, in which None is x's own size."""
+    global_pool2d(op, x)
+    both = tuple(output_size) if _is_sequence(output_size) else (output_size, output_size)
+    if len(both) != 2:
+        raise ValueError(f"[{op}] output_size must be an integer or two, got {output_size!r}")
+    oh, ow = (
+        size if wanted is None else integer(op, "output_size", wanted, 1)
+        for size, wanted in zip(x[2:], both, strict=True)
+    )
+    check_size(op, "the output", (max(x[0], 1), x[1], oh, ow))
+    return oh, ow
+
+
+def zero_pad2d(op: str, x: Sequence[int], padding: Any) -> tuple[int, int]:
+    """(OH, OW) of x (N, C, H, W) with `padding` zeros around it."""
+    global_pool2d(op, x)
+    top, bottom, left, right = padding4(op, padding)
+    oh, ow = x[2] + top + bottom, x[3] + left + right
+    check_size(op, "the output", (max(x[0], 1), x[1], oh, ow))
+    return oh, ow
+
+
+UPSAMPLING_MODES = ("nearest", "bilinear")
+
+
+def upsample2d(op: str, x: Sequence[int], scale: Any, mode: Any) -> tuple[int, int]:
+    """(OH, OW) of x (N, C, H, W), each side `scale` times as long."""
+    global_pool2d(op, x)
+    if mode not in UPSAMPLING_MODES:
+        raise ValueError(f"[{op}] mode must be one of {', '.join(UPSAMPLING_MODES)}, got {mode!r}")
+    down, across = pair(op, "scale", scale, 1)
+    oh, ow = x[2] * down, x[3] * across
+    check_size(op, "the output", (max(x[0], 1), x[1], oh, ow))
+    return oh, ow
+
+
+def reshape(op: str, x: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """`shape` for the elements of a sample of shape x, both without the batch axis; the size -1 is what remains."""
+    size, known = math.prod(x), math.prod(s for s in shape if s != -1)
+    result = tuple(size // max(known, 1) if s == -1 else s for s in shape)
+    if math.prod(result) != size:
+        raise ValueError(f"[{op}] {('N', *x)} does not fit into shape {('N', *shape)}")
+    return result
+
+
+def concatenate(op: str, inputs: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The inputs' shapes joined along the channels, the first axis; all without the batch axis."""
+    first = inputs[0]
+    for shape in inputs[1:]:
+        if len(shape) != len(first) or tuple(shape[1:]) != tuple(first[1:]):
+            raise ValueError(f"[{op}] the inputs differ in more than channels: {('N', *first)} and {('N', *shape)}")
+    return sum(shape[0] for shape in inputs), *first[1:]
+
+
+def scale_channels(op: str, x: Sequence[int], scale: Sequence[int]) -> None:
+    """Checks that scale is (N, C) of x (N, C, H, W)."""
+    expect_shape(op, "scale", scale, global_pool2d(op, x))
+
+
 def gemm(op: str, a: Sequence[int], b: Sequence[int], trans_a: Any, trans_b: Any) -> tuple[int, int, int]:
     """(m, n, k) of op(a) (m, k) times op(b) (k, n)."""
     _expect_rank(op, "a", a, 2, "(rows, columns)")

@@ -154,6 +154,114 @@ def test_global_pooling(channels, h, w):
     np.testing.assert_array_equal(dx, expected)
 
 
+# ------------------------------------------------------------------------------------ images of other sizes
+
+channels_around_vectors = pytest.mark.parametrize("channels", [1, 3, 17, VL - 1, VL, 2 * VL + 1])
+
+
+def check_both_ways(forward, backward, x, y_shape, expected, expected_backward):
+    """A kernel y, x and its backward dx, dy on channels-last memory, against what the twins make of x and of dy.
+
+    `forward` and `backward` are functions of a builder, the buffer to write and the one to read.
+    """
+    dy = normal(y_shape, "dy")
+    n, c, h, w = x.shape
+    y = run_alone(lambda b: forward(b, b.external("y"), b.external("x")), {"x": nhwc(x)}, {"y": (n, *y_shape[2:], c)})[
+        "y"
+    ]
+    assert_close(y, nhwc(np.array(expected(x.tolist()))))
+    dx = run_alone(lambda b: backward(b, b.external("dx"), b.external("dy")), {"dy": nhwc(dy)}, {"dx": (n, h, w, c)})[
+        "dx"
+    ]
+    assert_close(dx, nhwc(np.array(expected_backward(dy.tolist()))), floor=1)
+
+
+@channels_around_vectors
+@pytest.mark.parametrize(("size", "output"), [((1, 1), (1, 1)), ((5, 7), (2, 3)), ((3, 2), (4, 5)), ((7, 6), (5, 6))])
+def test_adaptive_avg_pool2d(channels, size, output):
+    x = normal((2, channels, *size))
+    check_both_ways(
+        lambda b, y, x_: calls.resize(b, "adaptive_avg_pool2d", x.shape, output, [y, x_]),
+        lambda b, dx, dy: calls.resize(b, "adaptive_avg_pool2d_backward", x.shape, output, [dx, dy]),
+        x, (2, channels, *output),
+        lambda lists: cnn.reference.adaptive_avg_pool2d(lists, output),
+        lambda lists: cnn.reference.adaptive_avg_pool2d_backward(lists, x.shape, output),
+    )  # fmt: skip
+
+
+@channels_around_vectors
+@pytest.mark.parametrize("mode", shapes.UPSAMPLING_MODES)
+@pytest.mark.parametrize(("size", "scale"), [((1, 1), (3, 2)), ((2, 3), (1, 4)), ((4, 3), (2, 3)), ((3, 5), (5, 1))])
+def test_upsample2d(channels, mode, size, scale):
+    x = normal((2, channels, *size))
+    output = size[0] * scale[0], size[1] * scale[1]
+    check_both_ways(
+        lambda b, y, x_: calls.resize(b, "upsample2d", x.shape, output, [y, x_], mode),
+        lambda b, dx, dy: calls.resize(b, "upsample2d_backward", x.shape, output, [dx, dy], mode),
+        x, (2, channels, *output),
+        lambda lists: cnn.reference.upsample2d(lists, scale, mode),
+        lambda lists: cnn.reference.upsample2d_backward(lists, scale, mode),
+    )  # fmt: skip
+
+
+@channels_around_vectors
+@pytest.mark.parametrize("pads", [(0, 0, 0, 0), (1, 0, 0, 2), (0, 3, 1, 0), (2, 2, 2, 2)])
+def test_pad2d(channels, pads):
+    x = normal((2, channels, 3, 4))
+    padding = pads[:2], pads[2:]
+    check_both_ways(
+        lambda b, y, x_: calls.pad2d(b, x.shape, pads, y, x_),
+        lambda b, dx, dy: calls.pad2d(b, y_shape, tuple(-pad for pad in pads), dx, dy),
+        x, y_shape := (2, channels, 3 + sum(pads[:2]), 4 + sum(pads[2:])),
+        lambda lists: cnn.reference.zero_pad2d(lists, padding),
+        lambda lists: cnn.reference.zero_pad2d_backward(lists, padding),
+    )  # fmt: skip
+
+
+@channels_around_vectors
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (3, 7), (5, 5)])
+def test_scale_channels(channels, h, w):
+    shape = (3, channels, h, w)
+    x, dy, scale = normal(shape, "x"), normal(shape, "dy"), normal(shape[:2], "scale")
+    inputs = {"dy": nhwc(dy), "x": nhwc(x), "scale": scale}
+
+    def forward(b):
+        calls.global_pool2d(b, "scale_channels", shape, [b.external(name) for name in ("y", "x", "scale")])
+
+    y = run_alone(forward, inputs, {"y": (3, h, w, channels)})["y"]
+    assert_close(y, nhwc(np.array(cnn.reference.scale_channels(x.tolist(), scale.tolist()))))
+
+    def backward(b):
+        names = ("dx", "dscale", "dy", "x", "scale")
+        calls.global_pool2d(b, "scale_channels_backward", shape, [b.external(name) for name in names])
+
+    found = run_alone(backward, inputs, {"dx": (3, h, w, channels), "dscale": shape[:2]})
+    dx, dscale = cnn.reference.scale_channels_backward(dy.tolist(), x.tolist(), scale.tolist())
+    assert_close(found["dx"], nhwc(np.array(dx)))
+    assert_close(found["dscale"], dscale, floor=1)
+
+
+@pytest.mark.parametrize(("rows", "counts"), [(1, (1, 1)), (5, (3, 17)), (4, (VL, 1, 2 * VL + 1))])
+def test_copy_columns(rows, counts):
+    parts = {f"x{i}": normal((rows, count), i) for i, count in enumerate(counts)}
+    whole, firsts = np.concatenate(list(parts.values()), 1), np.cumsum([0, *counts])
+
+    def join(b):
+        for i, count in enumerate(counts):
+            to = int(firsts[i]), whole.shape[1]
+            calls.copy_columns(b, rows, count, b.external("y"), to, b.external(f"x{i}"), (0, count))
+
+    def split(b):
+        for i, count in enumerate(counts):
+            source = int(firsts[i]), whole.shape[1]
+            calls.copy_columns(b, rows, count, b.external(f"x{i}"), (0, count), b.external("y"), source)
+
+    np.testing.assert_array_equal(run_alone(join, parts, {"y": whole.shape})["y"], whole)
+    found = run_alone(split, {"y": whole}, {name: part.shape for name, part in parts.items()})
+    for name, part in parts.items():
+        np.testing.assert_array_equal(found[name], part)
+
+
 # ------------------------------------------------------------------------------------------ batch norm
 
 

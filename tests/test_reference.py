@@ -378,6 +378,75 @@ def test_activation_of_an_empty_batch():
     assert ref.activation_backward([], [], "gelu") == []
 
 
+# ------------------------------------------------------------------------------- images of other sizes
+
+SIZES = [((1, 1), (1, 1)), ((5, 7), (2, 3)), ((3, 2), (4, 5)), ((4, 6), (4, 1))]
+
+
+def check_against_torch(torch, f, backward, theirs, x):
+    """Values and gradients of f; `theirs` is the same function in PyTorch."""
+    tx = tensor(torch, x, requires_grad=True)
+    ty = theirs(tx)
+    assert_close(f(x), ty.tolist())
+    dy = draw(tuple(ty.shape), 3)
+    ty.backward(tensor(torch, dy))
+    assert_close(backward(dy), tx.grad.tolist())
+
+
+@pytest.mark.parametrize(("size", "output"), SIZES)
+def test_adaptive_avg_pool2d(torch, size, output):
+    x = draw((2, 3, *size))
+    check_against_torch(
+        torch,
+        lambda v: ref.adaptive_avg_pool2d(v, output),
+        lambda dy: ref.adaptive_avg_pool2d_backward(dy, (2, 3, *size), output),
+        lambda v: torch.nn.functional.adaptive_avg_pool2d(v, output),
+        x,
+    )
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize(("size", "scale"), [((1, 1), (2, 3)), ((3, 2), (2, 2)), ((2, 4), (3, 1)), ((3, 3), (4, 5))])
+def test_upsample2d(torch, size, scale, mode):
+    options = {} if mode == "nearest" else {"align_corners": False}
+    check_against_torch(
+        torch,
+        lambda v: ref.upsample2d(v, scale, mode),
+        lambda dy: ref.upsample2d_backward(dy, scale, mode),
+        lambda v: torch.nn.functional.interpolate(v, scale_factor=scale, mode=mode, **options),
+        draw((2, 3, *size)),
+    )
+
+
+@pytest.mark.parametrize("padding", [0, (1, 2), ((0, 2), (3, 1))])
+def test_zero_pad2d(torch, padding):
+    top, bottom, left, right = cnn.shapes.padding4("test", padding)
+    check_against_torch(
+        torch,
+        lambda v: ref.zero_pad2d(v, padding),
+        lambda dy: ref.zero_pad2d_backward(dy, padding),
+        lambda v: torch.nn.functional.pad(v, (left, right, top, bottom)),
+        draw((2, 3, 2, 4)),
+    )
+
+
+def test_concatenate_and_its_gradient():
+    parts = [draw((2, c, 2, 3), c) for c in (1, 3, 2)]
+    dy = draw((2, 6, 2, 3))
+    for i, dx in enumerate(ref.concatenate_backward(dy, [1, 3, 2])):
+        check_gradient(lambda v, i=i: ref.concatenate([*parts[:i], v, *parts[i + 1 :]]), parts[i], dy, dx)
+    assert ref.concatenate([[[1, 2], [5, 6]], [[3], [7]]]) == [[1, 2, 3], [5, 6, 7]]
+    with pytest.raises(ValueError, match=r"\[concatenate\].*channels"):
+        ref.concatenate([parts[0], draw((2, 1, 3, 3))])
+
+
+def test_scale_channels_gradients():
+    x, scale, dy = draw((2, 3, 2, 2)), draw((2, 3), 1), draw((2, 3, 2, 2), 2)
+    dx, dscale = ref.scale_channels_backward(dy, x, scale)
+    check_gradient(lambda v: ref.scale_channels(v, scale), x, dy, dx)
+    check_gradient(lambda v: ref.scale_channels(x, v), scale, dy, dscale)
+
+
 # ----------------------------------------------------------------------------------------- dropout
 
 
@@ -418,6 +487,18 @@ def test_dropout_backward_has_the_mask_of_forward():
     x, dy, options = draw((4, 5)), draw((4, 5), 1), {"seed": 1, "step": 2, "entry": 3}
     dx = ref.dropout_backward(dy, 0.5, **options)
     check_gradient(lambda v: ref.dropout(v, 0.5, **options), x, dy, dx)
+
+
+def test_spatial_dropout_draws_once_a_channel():
+    options = {"seed": 5, "step": 1, "entry": 2}
+    x = draw((3, 4, 2, 3))
+    factors = ref.dropout([[1.0] * 4] * 3, 0.5, **options)
+    expected = [
+        [apply(lambda v, f=f: v * f, plane) for plane, f in zip(planes, row, strict=True)]
+        for planes, row in zip(x, factors, strict=True)
+    ]
+    assert_close(ref.dropout(x, 0.5, spatial=True, **options), expected)
+    assert ref.dropout_backward(x, 0.5, spatial=True, **options) == ref.dropout(x, 0.5, spatial=True, **options)
 
 
 def test_dropout_rate_and_independence():

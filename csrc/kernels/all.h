@@ -12,6 +12,7 @@
 #include "winograd_weights.h"
 #include "grouped.h"
 #include "pool.h"
+#include "resize.h"
 #include "elementwise.h"
 #include "norm.h"
 #include "loss.h"

@@ -128,6 +128,63 @@ static void add_bias(const void *desc, void *const *args)
             store_n(y + row + i, load_n(y + row + i, n - i) + load_n(bias + i, n - i), n - i);
 }
 
+/* y, x, scale (N, C), which each pixel of an image is multiplied by */
+static void scale_channels(const void *desc, void *const *args)
+{
+    const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
+    float *y = args[0];
+    const float *x = args[1], *scale = args[2];
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < d->n * d->h; row++)
+        for (int64_t pixel = row * d->w; pixel < (row + 1) * d->w; pixel++)
+            for (int64_t c = 0; c < d->c; c += VL) {
+                const vec factor = load_n(scale + row / d->h * d->c + c, d->c - c);
+                store_n(y + pixel * d->c + c, load_n(x + pixel * d->c + c, d->c - c) * factor, d->c - c);
+            }
+}
+
+/* dx = dy * scale and dscale = sum of dy * x of n channels of an image from `at` on, in `vectors` vectors. The sum of
+ * each MEAN_CHUNK pixels is added to the total, which keeps the sums short. */
+INLINE void scale_backward_strip(const pycnn_pool2d *d, void *const *args, int64_t image, int64_t at, int64_t n,
+                                 int vectors)
+{
+    const int64_t pixels = d->h * d->w, start = image * pixels * d->c + at;
+    float *dx = (float *)args[0] + start, *dscale = (float *)args[1] + image * d->c + at;
+    const float *dy = (const float *)args[2] + start, *x = (const float *)args[3] + start;
+    const float *scale = (const float *)args[4] + image * d->c + at;
+    vec total[MEAN_STRIP] = { splat(0) };
+    for (int64_t first = 0; first < pixels; first += MEAN_CHUNK) {
+        vec sum[MEAN_STRIP] = { splat(0) };
+        for (int64_t pixel = first; pixel < MIN(pixels, first + MEAN_CHUNK); pixel++)
+            UNROLL for (int v = 0; v < vectors; v++) {
+                const int64_t i = pixel * d->c + v * VL, rest = n - v * VL;
+                const vec gradient = load_n(dy + i, rest);
+                sum[v] = sum[v] + gradient * load_n(x + i, rest);
+                store_n(dx + i, gradient * load_n(scale + v * VL, rest), rest);
+            }
+        UNROLL for (int v = 0; v < vectors; v++)
+            total[v] = total[v] + sum[v];
+    }
+    UNROLL for (int v = 0; v < vectors; v++)
+        store_n(dscale + v * VL, total[v], n - v * VL);
+}
+
+/* dx, dscale (N, C), dy, x, scale (N, C) */
+static void scale_channels_backward(const void *desc, void *const *args)
+{
+    const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
+    const int64_t strip = MEAN_STRIP * VL, strips = ceil_div(d->c, strip);
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < d->n * strips; task++) {
+        const int64_t image = task / strips, first = task % strips * strip;
+        if (first + strip <= d->c)
+            scale_backward_strip(d, args, image, first, strip, MEAN_STRIP);
+        else
+            for (int64_t c = first; c < d->c; c += VL)
+                scale_backward_strip(d, args, image, c, d->c - c, 1);
+    }
+}
+
 /* Philox-4x32-10 (Salmon, Moraes, Dror and Shaw 2011): ten rounds of two 32 x 32 -> 64 bit products. */
 static void philox(uint32_t word[4], uint32_t key0, uint32_t key1)
 {
@@ -139,8 +196,8 @@ static void philox(uint32_t word[4], uint32_t key0, uint32_t key1)
     }
 }
 
-/* y, x, state (int64: seed, step). Element i, counted in (N, C, H, W) order, uses word i % 4 of the block
- * whose counter is (i / 4 in two words, step, entry); backward draws the same words again. */
+/* y, x, state (int64: seed, step). Element i, counted in (N, C, H, W) order (spatial: channel i of (N, C)), uses word
+ * i % 4 of the block whose counter is (i / 4 in two words, step, entry); backward draws the same words again. */
 static void dropout(const void *desc, void *const *args)
 {
     const pycnn_dropout *d = desc;
@@ -151,9 +208,10 @@ static void dropout(const void *desc, void *const *args)
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < d->n * d->h; row++)
         for (int64_t c = 0; c < d->c; c++) {
-            uint64_t i = (uint64_t)((row / d->h * d->c + c) * d->h + row % d->h) * (uint64_t)d->w, drawn = UINT64_MAX;
+            const int64_t channel = row / d->h * d->c + c, first = (channel * d->h + row % d->h) * d->w;
+            uint64_t i = (uint64_t)(d->spatial ? channel : first), drawn = UINT64_MAX;
             uint32_t word[4];
-            for (int64_t w = 0; w < d->w; w++, i++) {
+            for (int64_t w = 0; w < d->w; w++, i += !d->spatial) {
                 const int64_t at = (row * d->w + w) * d->c + c;
                 if (i / 4 != drawn) {
                     drawn = i / 4;

@@ -1,4 +1,4 @@
-/* Copies, and the transpositions between the planes of a contiguous array and channels-last pixels:
+/* Copies, zero padding, and the transpositions between the planes of a contiguous array and channels-last pixels:
  * out[n][j][i] = in[n][i][j].
  *
  *     for each matrix, block of it (shared among threads), tile of 16 x 16 of the block, 4 x 4 of the tile
@@ -163,4 +163,38 @@ static void copy(const void *desc, void *const *args)
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < d->size; i += COPY_BLOCK)
         memcpy(out + i, in + i, sizeof(float) * (size_t)MIN(COPY_BLOCK, d->size - i));
+}
+
+/* to, from: columns of one matrix to those of another. */
+static void copy_columns(const void *desc, void *const *args)
+{
+    const pycnn_columns own = *(const pycnn_columns *)desc, *d = &own;
+    float *to = (float *)args[0] + d->to;
+    const float *from = (const float *)args[1] + d->from;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < d->rows; row++)
+        copy_floats(to + row * d->to_row, from + row * d->from_row, d->columns);
+}
+
+/* y, x. The columns first..last-1 of a row of y come from x. */
+static void pad2d(const void *desc, void *const *args)
+{
+    const pycnn_pad2d own = *(const pycnn_pad2d *)desc, *d = &own;
+    float *y = args[0];
+    const float *x = args[1];
+    const int64_t oh = d->h + d->top + d->bottom, ow = d->w + d->left + d->right;
+    const int64_t first = MAX(d->left, 0), last = MIN(d->left + d->w, ow);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < d->n * oh; row++) {
+        float *to = y + row * ow * d->c;
+        const int64_t h = row % oh - d->top;
+        if (h < 0 || h >= d->h) {
+            memset(to, 0, sizeof(float) * (size_t)(ow * d->c));
+            continue;
+        }
+        const float *from = x + ((row / oh * d->h + h) * d->w + first - d->left) * d->c;
+        memset(to, 0, sizeof(float) * (size_t)(first * d->c));
+        memcpy(to + first * d->c, from, sizeof(float) * (size_t)((last - first) * d->c));
+        memset(to + last * d->c, 0, sizeof(float) * (size_t)((ow - last) * d->c));
+    }
 }

@@ -12,17 +12,20 @@ from pycnn.layers.activation import (
     Softmax,
     Tanh,
 )
+from pycnn.layers.attention import SqueezeExcite
 from pycnn.layers.base import Layer
 from pycnn.layers.convolution import Conv2D, ConvTranspose2D, DepthwiseConv2D
-from pycnn.layers.core import Dense, Dropout, Flatten
+from pycnn.layers.core import Dense, Dropout
 from pycnn.layers.normalization import BatchNorm
-from pycnn.layers.pooling import AvgPool2D, GlobalAvgPool2D, MaxPool2D
+from pycnn.layers.pooling import AdaptiveAvgPool2D, AvgPool2D, GlobalAvgPool2D, GlobalMaxPool2D, MaxPool2D
+from pycnn.layers.reshaping import Flatten, Reshape, UpSample2D, ZeroPad2D
 from pycnn.layers.residual import Residual
 
 __all__ = [
     "ELU",
     "GELU",
     "Activation",
+    "AdaptiveAvgPool2D",
     "AvgPool2D",
     "BatchNorm",
     "Conv2D",
@@ -32,14 +35,19 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GlobalAvgPool2D",
+    "GlobalMaxPool2D",
     "HardSwish",
     "Layer",
     "LeakyReLU",
     "MaxPool2D",
     "ReLU",
+    "Reshape",
     "Residual",
     "SiLU",
     "Sigmoid",
     "Softmax",
+    "SqueezeExcite",
     "Tanh",
+    "UpSample2D",
+    "ZeroPad2D",
 ]

@@ -1,4 +1,4 @@
-"""Dense, Flatten and Dropout."""
+"""Dense and Dropout."""
 
 from typing import Any
 
@@ -46,23 +46,20 @@ class Dense(Layer):
         return graph.add(activations.operator(self.activation), [y], self, {})
 
 
-class Flatten(Layer):
-    """(N, C, H, W) to (N, C * H * W), in that order."""
-
-    def emit(self, graph: Graph, x: Value) -> Value:
-        return self._add(graph, operators.Flatten(), x)
-
-
 class Dropout(Layer):
     """In training zeroes a share `rate` of the elements, 0 <= rate < 1, and scales the rest by 1 / (1 - rate)
-    (Srivastava et al. 2014, section 4, scaled in training instead of after it)."""
+    (Srivastava et al. 2014, section 4, scaled in training instead of after it).
 
-    def __init__(self, rate: float, *, name: str | None = None, input_shape: Any = None):
+    With `spatial`, whole channels of (N, C, H, W) are zeroed or kept (Tompson et al. 2015).
+    """
+
+    def __init__(self, rate: float, spatial: bool = False, *, name: str | None = None, input_shape: Any = None):
         super().__init__(name=name, input_shape=input_shape)
-        self._remember(rate=rate)
+        self._remember(rate=rate, spatial=spatial)
         self.rate = shapes.number("Dropout", "rate", rate)
         if not 0 <= self.rate < 1:
             raise ValueError(f"[Dropout] rate must be at least 0 and below 1, got {rate!r}")
+        self.spatial = shapes.boolean("Dropout", "spatial", spatial)
 
     def emit(self, graph: Graph, x: Value) -> Value:
-        return self._add(graph, operators.Dropout(self.rate), x)
+        return self._add(graph, operators.Dropout(self.rate, self.spatial), x)

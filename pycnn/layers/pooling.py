@@ -73,3 +73,35 @@ class GlobalAvgPool2D(Layer):
 
     def emit(self, graph: Graph, x: Value) -> Value:
         return self._add(graph, operators.GlobalAvgPool2D(), x)
+
+
+class GlobalMaxPool2D(Layer):
+    """The maximum over all pixels: (N, C)."""
+
+    def emit(self, graph: Graph, x: Value) -> Value:
+        shapes.global_pool2d(self.name, (1, *x.shape))
+        plane = x.shape[1:]
+        highest = graph.add(operators.MaxPool2D(plane, plane), [x], self, {})
+        return self._add(graph, operators.Flatten(), highest)
+
+
+class AdaptiveAvgPool2D(Layer):
+    """Means over windows that share an image out to (N, C, *output_size).
+
+    output_size: int or (height, width), of which None stays as it is. Output i of O along a side of S pixels averages
+    those from floor(i S / O) to below ceil((i + 1) S / O), as in PyTorch.
+    """
+
+    def __init__(self, output_size: Any, *, name: str | None = None, input_shape: Any = None):
+        super().__init__(name=name, input_shape=input_shape)
+        self._remember(output_size=output_size)
+        shapes.adaptive_pool2d("AdaptiveAvgPool2D", (1, 1, 1, 1), output_size)
+        self.output_size = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+
+    def emit(self, graph: Graph, x: Value) -> Value:
+        oh, ow = shapes.adaptive_pool2d(self.name, (1, *x.shape), self.output_size)
+        _, h, w = x.shape
+        if h % oh == 0 and w % ow == 0:
+            window = (h // oh, w // ow)
+            return self._add(graph, operators.AvgPool2D(window, window), x)
+        return self._add(graph, operators.AdaptiveAvgPool2D((oh, ow)), x)

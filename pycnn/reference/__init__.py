@@ -4,6 +4,12 @@ Written to be read: the loop nest is the formula, and the docstring names its so
 floats, that is double precision. Reports 000 to 004 are the student reports that the project grew from.
 """
 
+from pycnn.reference.channels import (
+    concatenate,
+    concatenate_backward,
+    scale_channels,
+    scale_channels_backward,
+)
 from pycnn.reference.conv import conv2d, conv2d_backward, conv_transpose2d, conv_transpose2d_backward
 from pycnn.reference.elementwise import (
     activation,
@@ -26,6 +32,14 @@ from pycnn.reference.pool import (
     max_pool2d,
     max_pool2d_backward,
 )
+from pycnn.reference.resize import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    upsample2d,
+    upsample2d_backward,
+    zero_pad2d,
+    zero_pad2d_backward,
+)
 from pycnn.reference.softmax import softmax, softmax_backward
 from pycnn.reference.tensor import Tensor
 
@@ -35,13 +49,17 @@ __all__ = [
     "Tensor",
     "activation",
     "activation_backward",
-    "add",
     "adam_update",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
+    "add",
     "avg_pool2d",
     "avg_pool2d_backward",
     "batch_norm",
     "batch_norm_backward",
     "binary_cross_entropy",
+    "concatenate",
+    "concatenate_backward",
     "conv2d",
     "conv2d_backward",
     "conv_transpose2d",
@@ -57,8 +75,14 @@ __all__ = [
     "max_pool2d_backward",
     "mse",
     "philox4x32",
+    "scale_channels",
+    "scale_channels_backward",
     "sgd_update",
     "softmax",
     "softmax_backward",
     "softmax_cross_entropy",
+    "upsample2d",
+    "upsample2d_backward",
+    "zero_pad2d",
+    "zero_pad2d_backward",
 ]

@@ -193,18 +193,19 @@ def _dropped(value: float, factor: float) -> float:
     return value * factor if factor else 0.0
 
 
-def dropout(x: Nested, rate: float, *, seed: int, step: int, entry: int) -> Nested:
-    """Each element dropped with probability `rate`, or else scaled by 1 / (1 - rate).
+def dropout(x: Nested, rate: float, *, seed: int, step: int, entry: int, spatial: bool = False) -> Nested:
+    """Each element (spatial: each whole channel) dropped with probability `rate`, or else scaled by 1 / (1 - rate).
 
-    Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov 2014, scaled while training. Elements count in
-    C order; seed, step (of training) and entry (which dropout of the model) choose the mask.
+    Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov 2014, scaled while training; spatial: Tompson et al.
+    2015. Elements count in C order; seed, step (of training) and entry (which dropout of the model) choose the mask.
     """
     shape = shape_of("dropout", "x", x)
     elements = flatten(x)
-    factors = _dropout_factors("dropout", len(elements), rate, seed, step, entry)
-    return reshape([_dropped(v, f) for v, f in zip(elements, factors, strict=True)], shape)
+    each = math.prod(shape[2:]) if spatial else 1  # elements that share a draw
+    factors = _dropout_factors("dropout", len(elements) // max(each, 1), rate, seed, step, entry)
+    return reshape([_dropped(v, factors[i // each]) for i, v in enumerate(elements)], shape)
 
 
-def dropout_backward(dy: Nested, rate: float, *, seed: int, step: int, entry: int) -> Nested:
+def dropout_backward(dy: Nested, rate: float, *, seed: int, step: int, entry: int, spatial: bool = False) -> Nested:
     """dx: dy under the mask of the forward pass with the same seed, step and entry."""
-    return dropout(dy, rate, seed=seed, step=step, entry=entry)
+    return dropout(dy, rate, seed=seed, step=step, entry=entry, spatial=spatial)
