@@ -3,6 +3,7 @@
 from pycnn import datasets, layers, losses, ops, optimizers, reference
 from pycnn._version import __version__
 from pycnn.executor import backend
+from pycnn.functional import Input, Model
 from pycnn.layers import *  # noqa: F403
 from pycnn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from pycnn.model import History, NonFiniteLossError, Sequential, load
@@ -15,7 +16,9 @@ __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
     "History",
+    "Input",
     "MeanSquaredError",
+    "Model",
     "NonFiniteLossError",
     "Sequential",
     "__version__",

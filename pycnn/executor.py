@@ -289,8 +289,9 @@ class ReferenceExecutor(Executor):
         values: dict[Value, Any] = {self.graph.inputs[0]: x.tolist()}
         runs = []
         seed, step = (int(v) for v in self.dropouts.state)
+        as_lists: dict[Parameter, Any] = {}  # once each, for nodes that share them
         for index, node in enumerate(self.graph.nodes):
-            weights = {role: p.view.tolist() for role, p in node.parameters.items()}
+            weights = {role: as_lists.setdefault(p, p.view.tolist()) for role, p in node.parameters.items()}
             run = Run(node, index, training, [values[v] for v in node.inputs], weights, seed % 2**64, step)
             run.output = values[node.output] = node.operator.run(run)
             runs.append(run)
@@ -305,6 +306,7 @@ class ReferenceExecutor(Executor):
     def _back(self, runs: list[Run], value: Value, gradient: Any) -> dict[Value, Any]:
         """Runs backward from one value's gradient, setting the parameters' gradients; what remains."""
         gradients = {value: gradient}
+        written: set[Parameter] = set()
         for run in reversed(runs):
             dy = gradients.pop(run.node.output, None)
             if dy is None:
@@ -312,7 +314,9 @@ class ReferenceExecutor(Executor):
             dxs, of_parameters = run.node.operator.run_backward(run, dy)
             for role, gradient in of_parameters.items():
                 if role in run.node.trained:
-                    run.node.parameters[role].gradient_view[...] = gradient
+                    p = run.node.parameters[role]
+                    p.gradient_view[...] = p.gradient_view + gradient if p in written else gradient
+                    written.add(p)
             for v, dx in zip(run.node.inputs, dxs, strict=True):
                 total = lists.apply(lambda a, b: a + b, gradients[v], dx) if v in gradients else dx
                 gradients[v] = total

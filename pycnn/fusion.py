@@ -23,7 +23,7 @@ def fuse(graph: Graph, kept: Collection[Value], predicts: bool) -> Graph:
     if predicts:
         passes.insert(0, _folded_batch_norms)
     for one_pass in passes:
-        graph = Graph(graph.inputs, graph.outputs, one_pass(graph, set(kept) | set(graph.outputs)))
+        graph = replace(graph, nodes=one_pass(graph, set(kept) | set(graph.outputs)))
     return graph
 
 

@@ -113,6 +113,7 @@ class Graph:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
+    packed: list[Value] = field(default_factory=list)  # several outputs that travel as one, see packing.py
 
     def input(self, shape: Shape) -> Value:
         self.inputs.append(Value(tuple(shape)))
@@ -130,6 +131,16 @@ class Graph:
         output = Value(operator.output_shape([v.shape for v in inputs], sizes))
         self.nodes.append(Node(operator, list(inputs), output, parameters, layer, len(self.nodes)))
         return output
+
+    def prune(self) -> None:
+        """Drops the nodes that no output depends on, and counts the others anew."""
+        needed = set(self.outputs)
+        for node in reversed(self.nodes):
+            if node.output in needed:
+                needed.update(node.inputs)
+        self.nodes = [node for node in self.nodes if node.output in needed]
+        for number, node in enumerate(self.nodes):
+            node.number = number
 
     def parameters(self) -> dict[str, Parameter]:
         """Every parameter, by the name that plans bind it under."""

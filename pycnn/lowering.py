@@ -12,7 +12,7 @@ from typing import Any
 
 from pycnn import calls
 from pycnn.fusion import fuse
-from pycnn.graph import Graph, Shape, Value, bound_name
+from pycnn.graph import Graph, Node, Parameter, Shape, Value, bound_name
 from pycnn.operators import Lowering
 from pycnn.plan import Buffer, Plan, PlanBuilder
 
@@ -51,6 +51,7 @@ class GraphLowering:
         self.buffers: dict[Value, Buffer] = {}
         self.contexts: list[Lowering] = []
         self._all_outputs = all_outputs
+        self.gradient_names = {p: gradient_name(*first) for p, first in _first_readers(graph).items()}
 
     def size(self, value: Value) -> int:
         return self.options.n * math.prod(value.shape)
@@ -119,6 +120,7 @@ class GraphLowering:
         """Appends backward calls from the gradient of one value on; the gradients that remain."""
         needed = self._need_gradients(of_input)
         parts: dict[Value, list[Buffer]] = {value: [gradient]}
+        written: set[Parameter] = set()
         for c in reversed(self.contexts):
             node = c.node
             if node.output not in parts or node.output not in needed:
@@ -126,13 +128,25 @@ class GraphLowering:
             dy = parts.pop(node.output)
             if node.operator.adds_gradients and len(dy) > 1:
                 c.second_dy = dy.pop()
-            c.gradients = {role: self.b.external(gradient_name(node.number, role)) for role in node.trained}
+            c.gradients = self._parameter_gradients(node, written)
             c.wanted = [v in needed for v in node.inputs]
             dxs = node.operator.lower_backward(c, self._sum(node.output, dy))
             for v, dx in zip(node.inputs, dxs, strict=True):
                 if dx is not None and v in needed:
                     parts.setdefault(v, []).append(dx)
+            for role, p in node.trained.items():
+                if p in written:
+                    total = self.b.external(self.gradient_names[p])
+                    calls.add(self.b, p.memory.size, total, total, c.gradients[role])
+            written.update(node.trained.values())
         return {v: self._sum(v, buffers) for v, buffers in parts.items()}
+
+    def _parameter_gradients(self, node: Node, written: set[Parameter]) -> dict[str, Buffer]:
+        """Where a node's go: to their outside arrays, or, if another call of the layer has been there, beside them."""
+        return {
+            role: self.b.arena(p.memory.size) if p in written else self.b.external(self.gradient_names[p])
+            for role, p in node.trained.items()
+        }
 
     def _sum(self, value: Value, parts: list[Buffer]) -> Buffer:
         total, *others = parts
@@ -142,9 +156,18 @@ class GraphLowering:
         return total
 
 
+def _first_readers(graph: Graph) -> dict[Parameter, tuple[int, str]]:
+    """Each parameter that training updates, with (node, role) of the first node of those that share it."""
+    found: dict[Parameter, tuple[int, str]] = {}
+    for node in sorted(graph.nodes, key=lambda node: node.number):
+        for role, parameter in node.trained.items():
+            found.setdefault(parameter, (node.number, role))
+    return found
+
+
 def trained_parameters(graph: Graph) -> list[tuple[int, str]]:
-    """(node, role) of every parameter that training updates."""
-    return [(index, role) for index, node in enumerate(graph.nodes) for role in node.trained]
+    """(node, role) of every parameter that training updates, each once."""
+    return list(_first_readers(graph).values())
 
 
 def inference_plan(graph: Graph, options: Options, all_outputs: bool = False) -> Plan:

@@ -94,10 +94,22 @@ class BaseModel(Layer):
             return executors.current()
         if x.ndim < 2:
             raise ValueError(f"[{self.name}] x must have a batch axis and more, got shape {x.shape}")
-        shape = x.shape[1:]
+        shape = self._shape_of(x)
         self.build(shape, seed if self._seed is None else None)
         self._executors[shape] = Executors(self._graph(shape), self._dropouts)
         return self._executors[shape].current()
+
+    def _input_array(self, op: str, x: Any) -> np.ndarray:
+        """x as the array that the executor takes; a model of several inputs joins them."""
+        return shapes.array(op, "x", x)
+
+    def _shape_of(self, x: np.ndarray) -> Any:
+        """What the model is built for, given that array."""
+        return x.shape[1:]
+
+    def _result(self, executor: Executor, y: np.ndarray) -> Any:
+        """What `predict` returns for the executor's output; a model of several outputs splits it."""
+        return y
 
     def get_weights(self) -> list[np.ndarray]:
         """Copies of all arrays, layer by layer: weight, bias or gamma, beta, running_mean, running_var."""
@@ -169,7 +181,7 @@ class BaseModel(Layer):
 
     def _data(self, op: str, x: Any, y: Any, seed: int | None = None) -> tuple[Executor, np.ndarray, np.ndarray, str]:
         """(executor, images, labels, kind of labels), checked."""
-        x = shapes.array(op, "x", x)
+        x = self._input_array(op, x)
         if y is None:
             raise TypeError(f"[{op}] y must be the labels, got None")
         if x.ndim == 0 or len(x) == 0:
@@ -290,7 +302,7 @@ class BaseModel(Layer):
 
     def predict(self, x: Any, batch_size: int = EVALUATION_BATCH) -> np.ndarray:
         """The output for x (N, ...)."""
-        x = shapes.array("predict", "x", x)
+        x = self._input_array("predict", x)
         batch_size = shapes.integer("predict", "batch_size", batch_size, 1)
         executor = self._ready(x)
         y = np.empty((len(x), *executor.graph.outputs[0].shape), np.float32)
@@ -299,7 +311,7 @@ class BaseModel(Layer):
             return y
         for i in range(0, len(x), batch_size):
             executor.predict(x[i : i + batch_size], y[i : i + batch_size])
-        return y
+        return self._result(executor, y)
 
     # ---------------------------------------------------------------------------------- looking
 
@@ -308,10 +320,9 @@ class BaseModel(Layer):
         rows = [("layer", "output shape", "parameters")]
         if not self.built:
             self._build_from_input_shape("summary")
-        shape = self._built_for
-        for layer in self.layers:
-            shape = layer.output_shape(shape)
-            rows.append((f"{layer.name} ({type(layer).__name__})", str(("N", *shape)), f"{_count(layer):,}"))
+        for layer, output in self._rows():
+            text = ", ".join(str(("N", *shape)) for shape in (output if isinstance(output, list) else [output]))
+            rows.append((f"{layer.name} ({type(layer).__name__})", text, f"{_count(layer):,}"))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
         lines.insert(1, "-" * len(lines[0]))
@@ -322,6 +333,14 @@ class BaseModel(Layer):
         text = "\n".join(lines).replace("'N'", "N")
         print(text)
         return text
+
+    def _rows(self) -> list[tuple[Layer, Any]]:
+        """(layer, the shape of its output, or those of its outputs), in order."""
+        rows, shape = [], self._built_for
+        for layer in self.layers:
+            shape = layer.output_shape(shape)
+            rows.append((layer, shape))
+        return rows
 
     # ----------------------------------------------------------------------------------- saving
 
@@ -381,6 +400,10 @@ class Sequential(BaseModel):
         super().__init__(name=name, input_shape=input_shape, seed=seed)
         self.layers = as_list("Sequential", "layers", layers or [])
         name_layers(self)
+
+    @property
+    def output_count(self) -> int:
+        return self.layers[-1].output_count if self.layers else 1
 
     def add(self, layer: Layer) -> None:
         """Appends a layer; not once the model is built."""

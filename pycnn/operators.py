@@ -464,6 +464,41 @@ class Flatten(Reshape):
     shape: Shape = (-1,)
 
 
+@dataclass
+class Slice(Operator):
+    """Some columns of (all,), from `first` on, as a tensor of `shape`; of rows that hold several inputs."""
+
+    first: int
+    shape: Shape
+
+    def output_shape(self, inputs: list[Shape], parameters: dict[str, Shape]) -> Shape:
+        return self.shape
+
+    def _row(self, c: Lowering) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(rows of the slice as images of one row, the pads that make them as long as they were)."""
+        size, total = math.prod(self.shape), c.node.inputs[0].shape[0]
+        return (c.n, 1, 1, size), (0, 0, self.first, total - self.first - size)
+
+    def lower(self, c: Lowering) -> Buffer:
+        _, pads = self._row(c)
+        row = c.new(self.shape)
+        calls.pad2d(c.b, (c.n, 1, 1, c.node.inputs[0].shape[0]), tuple(-pad for pad in pads), row, c.x[0])
+        return _from_planes(c, self.shape, row)
+
+    def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
+        dx = c.new(c.node.inputs[0].shape)
+        calls.pad2d(c.b, *self._row(c), dx, _to_planes(c, self.shape, dy))
+        return [dx]
+
+    def run(self, r: Run) -> Lists:
+        end = self.first + math.prod(self.shape)
+        return [lists.reshape(row[self.first : end], self.shape) for row in r.x[0]]
+
+    def run_backward(self, r: Run, dy: Lists) -> tuple[list[Lists], dict[str, Lists]]:
+        rest = r.node.inputs[0].shape[0] - self.first - math.prod(self.shape)
+        return [[[0.0] * self.first + lists.flatten(sample) + [0.0] * rest for sample in dy]], {}
+
+
 def _transposes(shape: Shape) -> bool:
     return len(shape) == 3 and shape[0] > 1 and shape[1] * shape[2] > 1
 

@@ -760,7 +760,7 @@ def test_config_round_trip(layer):
 def test_every_public_layer_has_a_configuration_tested():
     public = {name for name in LAYERS if hasattr(cnn, name)} - {"Layer"}
     tested = {type(layer).__name__ for layer in CONFIGURED}
-    assert public == tested
+    assert public - {"Add", "Concatenate", "Model"} == tested, "those are in test_functional.py"
 
 
 def test_get_config_makes_the_same_layer():

@@ -16,6 +16,7 @@ from pycnn.layers.attention import SqueezeExcite
 from pycnn.layers.base import Layer
 from pycnn.layers.convolution import Conv2D, ConvTranspose2D, DepthwiseConv2D
 from pycnn.layers.core import Dense, Dropout
+from pycnn.layers.merging import Add, Concatenate
 from pycnn.layers.normalization import BatchNorm
 from pycnn.layers.pooling import AdaptiveAvgPool2D, AvgPool2D, GlobalAvgPool2D, GlobalMaxPool2D, MaxPool2D
 from pycnn.layers.reshaping import Flatten, Reshape, UpSample2D, ZeroPad2D
@@ -25,9 +26,11 @@ __all__ = [
     "ELU",
     "GELU",
     "Activation",
+    "Add",
     "AdaptiveAvgPool2D",
     "AvgPool2D",
     "BatchNorm",
+    "Concatenate",
     "Conv2D",
     "ConvTranspose2D",
     "Dense",

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from pycnn import initializers, shapes
+from pycnn import initializers, packing, shapes
 from pycnn.executor import Dropouts, Executor, Executors
 from pycnn.graph import Graph, Parameter, Shape, Value
+from pycnn.layers import symbol
 from pycnn.operators import Operator
 
 LAYERS: dict[str, type["Layer"]] = {}
+# The shape of an input without the batch axis, or of several.
+Shapes = Shape | tuple[Shape, ...]
 
 
 class ParameterArrays(dict):
@@ -53,7 +56,13 @@ class Layer:
 
     A subclass remembers its options in __init__ (`_remember`), creates its parameters in `create` and adds its
     operations to a graph in `emit`. Subclasses are known by name to `load`.
+
+    Where a layer takes several inputs, x, its shape and dx are lists, one an input; likewise y for several outputs.
+    Called on what `Input` or another layer gave, a layer becomes part of a `Model`.
     """
+
+    arity: int | None = 1  # how many inputs; None: two or more
+    output_count = 1
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -66,10 +75,10 @@ class Layer:
         self._named = name is not None
         self._name = name or type(self).__name__.lower()
         self._trainable = True
-        self.input_shape = None if input_shape is None else shapes.sizes(self.name, "input_shape", input_shape)
+        self.input_shape = None if input_shape is None else self._input_shape(input_shape)
         self.parameters: dict[str, Parameter] = {}
-        self._built_for: Shape | None = None
-        self._executors: dict[Shape, Executors] = {}
+        self._built_for: Shapes | None = None
+        self._executors: dict[Shapes, Executors] = {}
         self._dropouts = Dropouts()
         self._last: Executor | None = None
 
@@ -83,7 +92,7 @@ class Layer:
         """Creates the parameters for inputs of this shape (without the batch axis)."""
 
     def emit(self, graph: Graph, x: Value) -> Value:
-        """Adds the layer's operations to a graph; returns the output."""
+        """Adds the layer's operations to a graph; returns the output. Several inputs or outputs are lists."""
         raise NotImplementedError
 
     # --------------------------------------------------------------------------------- building
@@ -126,7 +135,7 @@ class Layer:
 
     def build(self, input_shape: Any, seed: int | np.random.Generator | None = None) -> None:
         """Creates the parameters for `input_shape`, without the batch axis; a second call must agree with it."""
-        shape = shapes.sizes(self.name, "input_shape", input_shape)
+        shape = self._input_shape(input_shape)
         if self._built_for is None:
             unbuilt = [layer for layer in (self, *below(self)) if not layer.built]
             try:
@@ -139,13 +148,31 @@ class Layer:
             self._built_for = shape
         self._check_input(shape)
 
-    def _check_input(self, shape: Shape) -> None:
+    def check_arity(self, count: int) -> None:
+        """Refuses a number of inputs that the layer does not take."""
+        if (count != self.arity) if self.arity else (count < 2):
+            raise ValueError(f"[{self.name}] takes {self.arity or 'two or more'} input(s), got {count}")
+
+    def _input_shape(self, value: Any) -> Shapes:
+        """The shape of the input, or those of the inputs, checked."""
+        if self.arity == 1:
+            return shapes.sizes(self.name, "input_shape", value)
+        if not isinstance(value, (list, tuple)) or not all(isinstance(shape, (list, tuple)) for shape in value):
+            raise TypeError(f"[{self.name}] input_shape must be a list of shapes, one an input, got {value!r}")
+        self.check_arity(len(value))
+        return tuple(shapes.sizes(self.name, f"input_shape[{i}]", shape) for i, shape in enumerate(value))
+
+    def _each(self, shape: Shapes) -> tuple[Shape, ...]:
+        """The shapes of all inputs."""
+        return (shape,) if self.arity == 1 else shape
+
+    def _check_input(self, shape: Shapes) -> None:
         """A layer with parameters takes other image sizes than it was built for, but not other channels."""
-        holds_parameters = any(leaf.parameters for leaf in self.leaves())
-        if holds_parameters and (len(shape), shape[0]) != (len(self._built_for), self._built_for[0]):
-            raise ValueError(
-                f"[{self.name}] was built for inputs of shape {('N', *self._built_for)}, got {('N', *shape)}"
-            )
+        if not any(leaf.parameters for leaf in self.leaves()):
+            return
+        for given, built in zip(self._each(shape), self._each(self._built_for), strict=True):
+            if (len(given), given[:1]) != (len(built), built[:1]):
+                raise ValueError(f"[{self.name}] was built for inputs of shape {('N', *built)}, got {('N', *given)}")
 
     def _parameter(self, name: str, value: np.ndarray, axes: Any = None, learned: bool = True) -> None:
         self.parameters[name] = Parameter(name, np.asarray(value, np.float32), axes, learned)
@@ -157,10 +184,23 @@ class Layer:
         """Adds an operation of this layer, with its parameters."""
         return graph.add(operator, inputs, self, self.parameters)
 
-    def _graph(self, input_shape: Shape) -> Graph:
+    def _graph(self, input_shape: Shapes) -> Graph:
+        """Several inputs, or outputs, are one in the graph; see packing.py."""
         graph = Graph()
-        graph.outputs = [self.emit(graph, graph.input(input_shape))]
+        if self.arity == 1:
+            y = self.emit(graph, graph.input(input_shape))
+        else:
+            y = self.emit(graph, packing.add_inputs(graph, self, input_shape))
+        if isinstance(y, list):
+            packing.add_outputs(graph, self, y)
+        else:
+            graph.outputs = [y]
+        graph.prune()
         return graph
+
+    def __call__(self, x: Any) -> Any:
+        """A place for this layer in a `Model`: its output for what `Input` or other called layers gave."""
+        return symbol.call(self, x)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: all but plans, which are made anew when it runs."""
@@ -194,44 +234,67 @@ class Layer:
                     dict.__setitem__(arrays, prefix + name, view(p))
         return arrays
 
-    def output_shape(self, input_shape: Any) -> Shape:
+    def output_shape(self, input_shape: Any) -> Any:
         """The output's shape for an input of this shape, both without the batch axis."""
-        shape = shapes.sizes(self.name, "input_shape", input_shape)
+        shape = self._input_shape(input_shape)
         layer = self
         if not self.built:
             layer = from_config(to_config(self))
             layer.build(shape, 0)
-        return layer._graph(shape).outputs[0].shape
+        graph = layer._graph(shape)
+        return [value.shape for value in graph.packed] or graph.outputs[0].shape
 
-    def forward(self, x: Any, training: bool = False) -> np.ndarray:
+    def _arrays_of(self, x: Any) -> list[np.ndarray]:
+        """The input, or all inputs, as arrays with a batch axis."""
+        if self.arity != 1 and not isinstance(x, (list, tuple)):
+            raise TypeError(f"[{self.name}] x must be a list of arrays, one an input, got {type(x).__name__}")
+        given = [x] if self.arity == 1 else x
+        self.check_arity(len(given))
+        arrays = [shapes.array(self.name, "x" if self.arity == 1 else f"x[{i}]", v) for i, v in enumerate(given)]
+        for array in arrays:
+            if array.ndim < 2:
+                raise ValueError(f"[{self.name}] x must have a batch axis and more, got shape {array.shape}")
+            if len(array) != len(arrays[0]):
+                raise ValueError(f"[{self.name}] x holds batches of {len(arrays[0])} and {len(array)} samples")
+        return arrays
+
+    def forward(self, x: Any, training: bool = False) -> Any:
         """The output for x (N, ...); the layer is built on its first input."""
-        x = shapes.array(self.name, "x", x)
-        if x.ndim < 2:
-            raise ValueError(f"[{self.name}] x must have a batch axis and more, got shape {x.shape}")
+        arrays = self._arrays_of(x)
         training = shapes.boolean(self.name, "training", training)
-        shape = x.shape[1:]
+        each = tuple(array.shape[1:] for array in arrays)
+        shape = each[0] if self.arity == 1 else each
         self.build(shape)
         if shape not in self._executors:
             self._executors[shape] = Executors(self._graph(shape), self._dropouts)
-        executors = self._executors[shape]
+        executors, n = self._executors[shape], len(arrays[0])
         self._last = executors.current()
-        self._forward_shapes = x.shape, (len(x), *executors.graph.outputs[0].shape)
-        if not x.size:
-            return np.empty(self._forward_shapes[1], np.float32)
-        return self._last.forward(x, training)
+        outputs = [value.shape for value in executors.graph.packed or executors.graph.outputs]
+        self._forward_shapes = n, each, outputs
+        if not arrays[0].size:
+            ys = [np.empty((n, *shape), np.float32) for shape in outputs]
+            return ys if executors.graph.packed else ys[0]
+        y = self._last.forward(arrays[0] if self.arity == 1 else packing.join(arrays), training)
+        return packing.split(y, outputs) if executors.graph.packed else y
 
-    def backward(self, dy: Any) -> np.ndarray:
+    def backward(self, dy: Any) -> Any:
         """dx for the last `forward`; `grads` then holds the gradients of the parameters."""
         if self._last is None:
             raise RuntimeError(f"[{self.name}] backward needs a forward before it")
-        dy = shapes.array(self.name, "dy", dy)
-        x_shape, y_shape = self._forward_shapes
-        shapes.expect_shape(self.name, "dy", dy.shape, y_shape)
-        if not dy.size:
+        n, inputs, outputs = self._forward_shapes
+        several = bool(self._last.graph.packed)
+        if several and not (isinstance(dy, (list, tuple)) and len(dy) == len(outputs)):
+            raise ValueError(f"[{self.name}] dy must be a list of {len(outputs)} arrays, one an output")
+        gradients = [shapes.array(self.name, "dy", gradient) for gradient in (dy if several else [dy])]
+        for gradient, shape in zip(gradients, outputs, strict=True):
+            shapes.expect_shape(self.name, "dy", gradient.shape, (n, *shape))
+        if not gradients[0].size:
             for gradient in self.grads.values():
                 gradient[...] = 0
-            return np.zeros(x_shape, np.float32)
-        return self._last.backward(dy)
+            dxs = [np.zeros((n, *shape), np.float32) for shape in inputs]
+            return dxs[0] if self.arity == 1 else dxs
+        dx = self._last.backward(packing.join(gradients) if several else gradients[0])
+        return dx if self.arity == 1 else packing.split(dx, inputs)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments that make the same layer again."""
@@ -239,6 +302,11 @@ class Layer:
         if self.input_shape is not None:
             config["input_shape"] = self.input_shape
         return config | self._options
+
+    @classmethod
+    def made_of(cls, config: dict[str, Any]) -> "Layer":
+        """The layer that `get_config` described."""
+        return cls(**config)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
@@ -254,6 +322,8 @@ def below(layer: Layer) -> Iterator[Layer]:
 def name_layers(layer: Layer) -> None:
     """Gives the layers inside that have no name one of their own: conv2d, conv2d_1, ...
 
+    A name that a layer got in another model stays, where it is free: models may share layers.
+
     Equal given names are refused, and so is a layer that stands in two places.
     """
     inside = list(below(layer))
@@ -266,17 +336,16 @@ def name_layers(layer: Layer) -> None:
     for part in inside:
         if not part._named:
             base, number = type(part).__name__.lower(), 0
-            part._name = base
             while part._name in taken:
+                part._name = base if number == 0 else f"{base}_{number}"
                 number += 1
-                part._name = f"{base}_{number}"
             taken[part._name] += 1
 
 
 def to_config(layer: Layer) -> dict[str, Any]:
     """A layer as plain data: its class and its options, layers among them likewise."""
     config = {k: _plain(v) for k, v in layer.get_config().items()}
-    return {"class": type(layer).__name__, "config": config, "trainable": layer.trainable}
+    return {"class": type(layer).__name__, "name": layer.name, "config": config, "trainable": layer.trainable}
 
 
 def _plain(value: Any) -> Any:
@@ -293,7 +362,9 @@ def from_config(config: Any) -> Layer:
     if not isinstance(config, dict) or not isinstance(config.get("class"), str) or config["class"] not in LAYERS:
         raise ValueError(f"[load] unknown layer {str(config)[:100]!r}")
     options = {k: _from_plain(v) for k, v in config["config"].items()}
-    layer = LAYERS[config["class"]](**options)
+    layer = LAYERS[config["class"]].made_of(options)
+    if not layer._named and isinstance(config.get("name"), str):
+        layer._name = config["name"]  # as a model gave it
     # Not through the property, which would set the layers inside, each of which has its own flag.
     layer._trainable = shapes.boolean("load", "trainable", config.get("trainable", True))
     return layer
