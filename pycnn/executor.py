@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pycnn import lowering, native, shapes
+from pycnn import lowering, native, reference, shapes
 from pycnn.graph import Graph, Parameter, Value
 from pycnn.losses import Loss
 from pycnn.operators import Run
@@ -303,10 +303,16 @@ class ReferenceExecutor(Executor):
                 if not p.learned:
                     p.view[...] = run.weights[role]
 
-    def _back(self, runs: list[Run], value: Value, gradient: Any) -> dict[Value, Any]:
-        """Runs backward from one value's gradient, setting the parameters' gradients; what remains."""
-        gradients = {value: gradient}
+    def _back(self, runs: list[Run], start: list[tuple[Value, Any]]) -> dict[Value, Any]:
+        """Runs backward from the gradients of some values, setting the parameters' gradients; what remains."""
+        gradients: dict[Value, Any] = {}
         written: set[Parameter] = set()
+
+        def give(value: Value, gradient: Any) -> None:
+            gradients[value] = reference.add(gradients[value], gradient) if value in gradients else gradient
+
+        for value, gradient in start:
+            give(value, gradient)
         for run in reversed(runs):
             dy = gradients.pop(run.node.output, None)
             if dy is None:
@@ -318,8 +324,7 @@ class ReferenceExecutor(Executor):
                     p.gradient_view[...] = p.gradient_view + gradient if p in written else gradient
                     written.add(p)
             for v, dx in zip(run.node.inputs, dxs, strict=True):
-                total = lists.apply(lambda a, b: a + b, gradients[v], dx) if v in gradients else dx
-                gradients[v] = total
+                give(v, dx)
         return gradients
 
     def predict(self, x: np.ndarray, y: np.ndarray) -> None:
@@ -328,7 +333,7 @@ class ReferenceExecutor(Executor):
 
     def evaluate(self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str) -> tuple[float, np.ndarray]:
         values, _ = self._run(x, False)
-        value, _ = loss.run(values[loss.scored_value(self.graph)], labels.tolist())
+        value, _ = loss.run_scored(self.graph, values, labels.tolist(), kind)
         return value, np.array(values[self.graph.outputs[0]], np.float32)
 
     def train(
@@ -336,13 +341,12 @@ class ReferenceExecutor(Executor):
     ) -> tuple[float, np.ndarray]:
         updates.begin(epoch)
         values, runs = self._run(x, True)
-        scored = loss.scored_value(self.graph)
-        value, gradient = loss.run(values[scored], labels.tolist())
+        value, gradients = loss.run_scored(self.graph, values, labels.tolist(), kind)
         if not math.isfinite(value):
             updates.cancel()
             raise NonFinite(self._first_non_finite(x, values), value)
         self._keep_running(runs)
-        self._back(runs, scored, gradient)
+        self._back(runs, gradients)
         self._update(updates, epoch)
         Parameter.changed()
         self.dropouts.advance()
@@ -388,7 +392,7 @@ class ReferenceExecutor(Executor):
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
         runs, shape = self._last
-        gradients = self._back(runs, self.graph.outputs[0], dy.tolist())
+        gradients = self._back(runs, [(self.graph.outputs[0], dy.tolist())])
         return np.array(gradients[self.graph.inputs[0]], np.float32).reshape(shape)
 
 

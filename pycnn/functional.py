@@ -9,6 +9,7 @@ from pycnn.executor import Executor
 from pycnn.graph import Graph, Shape, Value
 from pycnn.layers.base import Layer, Shapes, name_layers
 from pycnn.layers.symbol import Call, Symbol, as_symbols
+from pycnn.losses import Loss, OutputLosses
 from pycnn.model import BaseModel
 
 
@@ -155,6 +156,46 @@ class Model(BaseModel):
 
     def _shape_of(self, x: np.ndarray) -> Shapes:
         return super()._shape_of(x) if self.arity == 1 else self.input_shape
+
+    def _loss_of(self, loss: Any) -> Loss:
+        if self.output_count == 1:
+            return super()._loss_of(loss)
+        given = list(loss) if isinstance(loss, (list, tuple)) else [loss] * self.output_count
+        if len(given) != self.output_count:
+            raise ValueError(f"[compile] loss must be one or {self.output_count}, one an output, got {len(given)}")
+        return OutputLosses([super(Model, self)._loss_of(each) for each in given])
+
+    def _check_samples(self, op: str, y: Any, n: int) -> None:
+        if self.output_count == 1:
+            super()._check_samples(op, y, n)
+            return
+        if not isinstance(y, (list, tuple)) or len(y) != self.output_count:
+            raise ValueError(f"[{op}] y must be a list of {self.output_count} arrays, one an output")
+        for part in y:
+            super()._check_samples(op, part, n)
+
+    def _score(
+        self, executor: Executor, value: float, y: np.ndarray, labels: np.ndarray, kind: Any
+    ) -> dict[str, float]:
+        """The metrics of several outputs go by the names of the layers that give them: classes_accuracy."""
+        graph = executor.graph
+        if not graph.packed:
+            return super()._score(executor, value, y, labels, kind)
+        shapes = [output.shape for output in graph.packed]
+        parts = zip(packing.split(y, shapes), self._loss.split(labels, kind, shapes), kind, strict=True)
+        scores = {"loss": value}
+        for name, output, loss, part in zip(self._output_names(), graph.packed, self._loss.losses, parts, strict=True):
+            found = self._metrics_of(graph, output, loss, *part)
+            scores |= {f"{name}_{metric}": score for metric, score in found.items()}
+        return scores
+
+    def _output_names(self) -> list[str]:
+        """The name of the layer that gives each output; numbered where one layer gives several."""
+        givers = ["input"] * self.arity
+        for layer, _ in self._steps:
+            givers += [self.layers[layer].name] * self.layers[layer].output_count
+        names = [givers[i] for i in self._results]
+        return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name)}" for i, name in enumerate(names)]
 
     def _result(self, executor: Executor, y: np.ndarray) -> Any:
         packed = executor.graph.packed

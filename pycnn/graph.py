@@ -132,6 +132,10 @@ class Graph:
         self.nodes.append(Node(operator, list(inputs), output, parameters, layer, len(self.nodes)))
         return output
 
+    def producer(self, value: Value) -> Node | None:
+        """The node whose output this is; None for an input."""
+        return next((node for node in reversed(self.nodes) if node.output is value), None)
+
     def prune(self) -> None:
         """Drops the nodes that no output depends on, and counts the others anew."""
         needed = set(self.outputs)

@@ -1,12 +1,12 @@
 """Losses: the mean over the batch, each with its gradient, from C or from the reference."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pycnn import calls, operators, reference, shapes
+from pycnn import calls, operators, packing, reference, shapes
 from pycnn.graph import Graph, Shape, Value
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ class Loss:
         """Whether the loss computes this last operation itself, in a stable form."""
         return False
 
-    def scored_value(self, graph: Graph) -> Value:
-        """The value that the loss is computed from: the graph's output, or what the absorbed node reads."""
-        (output,) = graph.outputs
-        last = graph.nodes[-1] if graph.nodes else None
-        if last is not None and last.output is output and self.absorbs(last.operator):
-            return last.inputs[0]
-        return output
+    def scored_value(self, graph: Graph, output: Value) -> Value:
+        """The value that the loss of an output is computed from: itself, or what the absorbed node reads."""
+        last = graph.producer(output)
+        return last.inputs[0] if last is not None and self.absorbs(last.operator) else output
+
+    def scored_values(self, graph: Graph) -> list[Value]:
+        """What the loss of the whole graph is computed from."""
+        return [self.scored_value(graph, graph.outputs[0])]
 
     def labels(self, y: Any, n: int, output: Shape) -> tuple[str, np.ndarray]:
         """(the kind of labels, the labels for the kernels) from what the user gave; checks everything."""
@@ -53,9 +54,26 @@ class Loss:
         args = [b.external("loss"), gradient, lowering.buffers[value], labels]
         calls.by_rows(b, self.name, rows, math.prod(value.shape), args, stops=gradient is not None)
 
+    def lower_scored(
+        self, lowering: "GraphLowering", kind: Any, wants_gradient: bool, output: Value | None = None
+    ) -> "list[tuple[Value, Buffer | None]]":
+        """Appends the loss of an output (or the only one); the gradients to go back from, with what they are of."""
+        value = self.scored_value(lowering.graph, output or lowering.graph.outputs[0])
+        gradient = lowering.b.arena(lowering.size(value)) if wants_gradient else None
+        self.lower(lowering, value, kind, gradient)
+        return [(value, gradient)]
+
     def run(self, scored: Any, labels: Any) -> tuple[float, Any]:
         """(mean loss, gradient) of nested lists on the reference."""
         return getattr(reference, self.name)(scored, labels)
+
+    def run_scored(
+        self, graph: Graph, values: dict[Value, Any], labels: Any, kind: Any, output: Value | None = None
+    ) -> tuple[float, list[tuple[Value, Any]]]:
+        """(mean loss, the gradients to go back from) on the reference; `values` are the graph's, as nested lists."""
+        scored = self.scored_value(graph, output or graph.outputs[0])
+        loss, gradient = self.run(values[scored], labels)
+        return loss, [(scored, gradient)]
 
 
 @dataclass
@@ -120,7 +138,80 @@ class MeanSquaredError(Loss):
         return kind, targets
 
 
+@dataclass
+class OutputLosses(Loss):
+    """The sum of the losses of a model's outputs, which travel as one (packing.py), as their labels do: each in its
+    columns, class numbers as the bits of an int32."""
+
+    losses: list[Loss]
+
+    name = "sum of the outputs' losses"
+
+    def labels(self, y: Any, n: int, outputs: list[Shape]) -> tuple[tuple[str, ...], np.ndarray]:
+        each = [loss.labels(part, n, shape) for loss, part, shape in zip(self.losses, y, outputs, strict=True)]
+        kinds = tuple(kind for kind, _ in each)
+        return kinds, packing.join([labels.reshape(n, -1).view(np.float32) for _, labels in each])
+
+    def split(self, labels: np.ndarray, kinds: tuple[str, ...], outputs: list[Shape]) -> list[np.ndarray]:
+        """The labels of each output, from what `labels` made."""
+        shapes = [() if kind == INDICES else shape for kind, shape in zip(kinds, outputs, strict=True)]
+        parts = packing.split(labels, shapes)
+        return [part.view(np.int32) if kind == INDICES else part for kind, part in zip(kinds, parts, strict=True)]
+
+    def scored_values(self, graph: Graph) -> list[Value]:
+        return [loss.scored_value(graph, output) for loss, output in zip(self.losses, graph.packed, strict=True)]
+
+    def lower_scored(
+        self, lowering: "GraphLowering", kinds: tuple[str, ...], wants_gradient: bool, output: Value | None = None
+    ) -> "list[tuple[Value, Buffer | None]]":
+        b, n, outputs = lowering.b, lowering.options.n, lowering.graph.packed
+        counts = [1 if kind == INDICES else math.prod(v.shape) for kind, v in zip(kinds, outputs, strict=True)]
+        one, total, labels, first = b.external("loss"), b.arena(1), b.external("labels"), 0
+        gradients = []
+        for loss, kind, count, value in zip(self.losses, kinds, counts, outputs, strict=True):
+            part = b.arena(n * count)
+            calls.copy_columns(b, n, count, part, (0, count), labels, (first, sum(counts)))
+            with b.standing_in(labels=part):
+                gradients += loss.lower_scored(lowering, kind, wants_gradient, value)
+            if first:
+                calls.add(b, 1, total, total, one)
+            else:
+                calls.copy(b, 1, total, one)
+            first += count
+        calls.copy(b, 1, one, total)
+        return gradients
+
+    def run_scored(
+        self,
+        graph: Graph,
+        values: dict[Value, Any],
+        labels: Any,
+        kinds: tuple[str, ...],
+        output: Value | None = None,
+    ) -> tuple[float, list[tuple[Value, Any]]]:
+        parts = self.split(np.array(labels, np.float32), kinds, [value.shape for value in graph.packed])
+        total, gradients = 0.0, []
+        for loss, kind, part, value in zip(self.losses, kinds, parts, graph.packed, strict=True):
+            one, found = loss.run_scored(graph, values, part.tolist(), kind, value)
+            total, gradients = total + one, gradients + found
+        return total, gradients
+
+
 LOSSES = {loss.name: loss for loss in (CrossEntropy, BinaryCrossEntropy, MeanSquaredError)}
+
+
+def to_config(loss: Loss) -> Any:
+    """A loss as plain data; a list for several outputs."""
+    if isinstance(loss, OutputLosses):
+        return [to_config(each) for each in loss.losses]
+    return {"name": loss.name, "config": asdict(loss)}
+
+
+def from_config(config: Any) -> Any:
+    """What `compile` takes for the loss that `to_config` described."""
+    if isinstance(config, list):
+        return [from_config(each) for each in config]
+    return LOSSES[config["name"]](**config["config"])
 
 
 def get(loss: str | Loss) -> Loss:

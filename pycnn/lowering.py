@@ -116,10 +116,12 @@ class GraphLowering:
                 needed.add(node.output)
         return needed
 
-    def backward(self, value: Value, gradient: Buffer, of_input: bool) -> dict[Value, Buffer]:
-        """Appends backward calls from the gradient of one value on; the gradients that remain."""
+    def backward(self, gradients: list[tuple[Value, Buffer]], of_input: bool) -> dict[Value, Buffer]:
+        """Appends backward calls from the gradients of some values on; the gradients that remain."""
         needed = self._need_gradients(of_input)
-        parts: dict[Value, list[Buffer]] = {value: [gradient]}
+        parts: dict[Value, list[Buffer]] = {}
+        for value, gradient in gradients:
+            parts.setdefault(value, []).append(gradient)
         written: set[Parameter] = set()
         for c in reversed(self.contexts):
             node = c.node
@@ -188,7 +190,7 @@ def layer_plan(graph: Graph, options: Options) -> Plan:
     lowering.store("y", output, lowering.buffers[output])
     lowering.b.mark("backward")
     dy = lowering.load("dy", output, False)
-    gradients = lowering.backward(output, dy, of_input=True)
+    gradients = lowering.backward([(output, dy)], of_input=True)
     lowering.store("dx", given, gradients[given])
     return lowering.b.finish(repeatable="backward")
 
@@ -207,18 +209,16 @@ def loss_plan(
     that appends calls for one parameter: the norm of its gradient, its update. Outside arrays: x, y, labels, loss,
     the parameters, their gradients and what the passes bind.
     """
-    scored = loss.scored_value(graph)
     (output,) = graph.outputs
-    lowering = GraphLowering(fuse(graph, (scored,), not update_passes), options)
+    lowering = GraphLowering(fuse(graph, loss.scored_values(graph), not update_passes), options)
     lowering.forward()
     b = lowering.b
     lowering.store("y", output, lowering.buffers[output])
-    gradient = b.arena(lowering.size(scored)) if update_passes else None
-    loss.lower(lowering, scored, kind, gradient)
+    gradients = loss.lower_scored(lowering, kind, bool(update_passes))
     if update_passes:
         b.mark("backward")
         lowering.finish_forward()
-        lowering.backward(scored, gradient, of_input=False)
+        lowering.backward(gradients, of_input=False)
         for update_pass in update_passes:
             seen: set[int] = set()
             for node, role in trained_parameters(graph):

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,7 @@ class BaseModel(Layer):
         for name in by_layer:
             if name not in names:
                 raise ValueError(f"[compile] optimizers names no layer {name!r}; the layers are {', '.join(names)}")
-        self._loss = losses.get(loss)
+        self._loss = self._loss_of(loss)
         self._metrics = _metrics.check(metrics)
         self._optimizer, self._by_layer = chosen, by_layer
         self._updates = Updates(chosen, by_layer, self._leaf_optimizers())
@@ -166,6 +165,10 @@ class BaseModel(Layer):
             leaf.name: layer.name for layer in below(self) if layer.name in self._by_layer for leaf in layer.leaves()
         }
 
+    def _loss_of(self, loss: Any) -> Loss:
+        """The loss that `compile` was given; a model of several outputs takes one for each."""
+        return losses.get(loss)
+
     def _compiled(self, op: str) -> None:
         if self._optimizer is None:
             raise RuntimeError(f"[{op}] call compile(optimizer, loss) first")
@@ -174,10 +177,15 @@ class BaseModel(Layer):
         self, executor: Executor, value: float, y: np.ndarray, labels: np.ndarray, kind: str
     ) -> dict[str, float]:
         """The loss and the metrics of a batch."""
-        last = executor.graph.nodes[-1].operator if executor.graph.nodes else None
-        logits = self._loss.name == "binary_cross_entropy" and not (last and self._loss.absorbs(last))
-        scores = {name: _metrics.METRICS[name](y, labels, kind, logits) for name in self._metrics}
-        return {"loss": value} | scores
+        return {"loss": value} | self._metrics_of(
+            executor.graph, executor.graph.outputs[0], self._loss, y, labels, kind
+        )
+
+    def _metrics_of(
+        self, graph: Graph, output: Value, loss: Loss, y: np.ndarray, labels: np.ndarray, kind: str
+    ) -> dict[str, float]:
+        logits = loss.name == "binary_cross_entropy" and loss.scored_value(graph, output) is output
+        return {name: _metrics.METRICS[name](y, labels, kind, logits) for name in self._metrics}
 
     def _data(self, op: str, x: Any, y: Any, seed: int | None = None) -> tuple[Executor, np.ndarray, np.ndarray, str]:
         """(executor, images, labels, kind of labels), checked."""
@@ -186,11 +194,16 @@ class BaseModel(Layer):
             raise TypeError(f"[{op}] y must be the labels, got None")
         if x.ndim == 0 or len(x) == 0:
             raise ValueError(f"[{op}] x is empty")
-        if np.ndim(y) == 0 or len(y) != len(x):
-            raise ValueError(f"[{op}] x has {len(x)} samples, y has {len(y) if np.ndim(y) else 'no batch axis'}")
+        self._check_samples(op, y, len(x))
         executor = self._ready(x, seed)
-        kind, labels = self._loss.labels(y, len(x), executor.graph.outputs[0].shape)
+        graph = executor.graph
+        kind, labels = self._loss.labels(y, len(x), [v.shape for v in graph.packed] or graph.outputs[0].shape)
         return executor, x, labels, kind
+
+    def _check_samples(self, op: str, y: Any, n: int) -> None:
+        """Refuses labels that are not of n samples."""
+        if np.ndim(y) == 0 or len(y) != n:
+            raise ValueError(f"[{op}] x has {n} samples, y has {len(y) if np.ndim(y) else 'no batch axis'}")
 
     def train_on_batch(self, x: Any, y: Any) -> float:
         """One step of the optimizer on a batch; the loss before it."""
@@ -361,7 +374,7 @@ class BaseModel(Layer):
         return {
             "optimizer": _named(self._optimizer.name, self._optimizer.config()),
             "optimizers": {layer: _named(o.name, o.config()) for layer, o in self._by_layer.items()},
-            "loss": _named(self._loss.name, asdict(self._loss)),
+            "loss": losses.to_config(self._loss),
             "metrics": self._metrics,
         }
 
@@ -467,7 +480,7 @@ def _compile_arguments(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "optimizer": _restored(optimizers.OPTIMIZERS, config["optimizer"]),
         "optimizers": {k: _restored(optimizers.OPTIMIZERS, v) for k, v in config["optimizers"].items()},
-        "loss": _restored(losses.LOSSES, config["loss"]),
+        "loss": losses.from_config(config["loss"]),
         "metrics": config["metrics"],
     }
 

@@ -6,7 +6,8 @@ the calls into a C array. A run binds the outside arrays and executes a range of
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -55,6 +56,7 @@ class PlanBuilder:
         self._prepared: list[Call] = []
         self._calls: list[Call] = []
         self._externals: dict[str, Buffer] = {}
+        self._stand_ins: dict[str, Buffer] = {}
         self.marks: dict[str, int] = {}
 
     def arena(self, floats: int) -> Buffer:
@@ -63,9 +65,18 @@ class PlanBuilder:
 
     def external(self, name: str) -> Buffer:
         """The array that runs bind under this name."""
+        if name in self._stand_ins:
+            return self._stand_ins[name]
         if name not in self._externals:
             self._externals[name] = Buffer(0, len(self._externals) + 1)
         return self._externals[name]
+
+    @contextmanager
+    def standing_in(self, **buffers: Buffer) -> Iterator[None]:
+        """Meanwhile these buffers stand for the outside arrays of their names."""
+        before, self._stand_ins = self._stand_ins, self._stand_ins | buffers
+        yield
+        self._stand_ins = before
 
     def mark(self, name: str) -> None:
         """Names the place between the calls so far and the next one."""

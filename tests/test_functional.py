@@ -373,6 +373,135 @@ def test_summary_of_a_model(capsys):
     assert "(N, 3, 4, 4), (N, 3, 4, 4)" in inner_text
 
 
+# ----------------------------------------------------------------------- training of several outputs
+
+LOSSES = ["cross_entropy", "binary_cross_entropy", "mse"]
+
+
+def labels_of_several(n):
+    """Classes, probabilities and images."""
+    number = np.random.default_rng(3).random((n, 1)).astype(np.float32)
+    return [np.arange(n) % 4, number, draw((n, 2, 5, 5), 4)]
+
+
+def compiled(optimizer=None, loss=LOSSES, metrics=()):
+    model = several()
+    model.build(model.input_shape, seed=1)
+    model.compile(optimizer or cnn.SGD(0.1), loss, metrics)
+    return model
+
+
+def test_the_loss_is_the_sum_of_the_outputs_losses():
+    """Each of them as of a model with that output alone; the softmax that ends an output is computed with its loss."""
+    model, x, y = compiled(metrics=["accuracy"]), inputs_of(several), labels_of_several(3)
+    total, scores = 0.0, {}
+    for output, loss, target, name in zip(model.outputs, LOSSES, y, ["classes", "number", "image"], strict=True):
+        used = [x[0]] if name == "image" else x
+        single = cnn.Model(model.inputs[: len(used)], output)
+        single.compile(cnn.SGD(0.1), loss, ["accuracy"])
+        found = single.evaluate(used if len(used) > 1 else used[0], target)
+        total += found["loss"]
+        scores[f"{name}_accuracy"] = found["accuracy"]
+    found = model.evaluate(x, y)
+    assert_close(found.pop("loss"), total, 1e-5)
+    assert found == scores
+
+
+def test_gradients_of_several_outputs_add_up():
+    """A step of SGD is the sum of the steps that each loss alone would make."""
+    x, y = inputs_of(several), labels_of_several(3)
+    model = compiled()
+    before = model.get_weights()
+    loss = model.train_on_batch(x, y)
+    assert loss == pytest.approx(compiled().evaluate(x, y)["loss"], rel=1e-6)
+    moved = [after - old for after, old in zip(model.get_weights(), before, strict=True)]
+    expected = [np.zeros_like(old) for old in before]
+    for i, loss in enumerate(LOSSES):
+        whole = several()
+        whole.set_weights(before)
+        used = x[0] if i == 2 else x
+        single = cnn.Model(whole.inputs[0] if i == 2 else whole.inputs, whole.outputs[i])
+        single.compile(cnn.SGD(0.1), loss)
+        single.train_on_batch(used, y[i])
+        expected = [e + after - old for e, after, old in zip(expected, whole.get_weights(), before, strict=True)]
+    for actual, wanted in zip(moved, expected, strict=True):
+        assert_close(actual, wanted, 1e-6)
+
+
+def test_several_outputs_train_alike_on_both_backends():
+    x, y, losses = inputs_of(several), labels_of_several(3), []
+    for backend in ("c", "reference"):
+        with cnn.backend(backend):
+            model = compiled(cnn.Adam(0.05), metrics=["mae"])
+            losses.append([model.train_on_batch(x, y) for _ in range(4)] + list(model.evaluate(x, y).values()))
+    assert_close(losses[0], losses[1], 1e-4)
+    assert losses[0][3] < losses[0][0]
+
+
+def test_fit_of_several_inputs_and_outputs(tmp_path):
+    x = [draw((12, 2, 4, 4)), draw((12, 3))]
+    model, y = compiled(cnn.SGD(0.1, momentum=0.9), metrics=["accuracy"]), labels_of_several(12)
+    history = model.fit(x, y, epochs=5, batch_size=5, validation_data=(x, y), seed=0, verbose=0).history
+    names = {"loss", "classes_accuracy", "number_accuracy", "image_accuracy"}
+    assert names | {f"val_{name}" for name in names} <= set(history)
+    assert history["loss"][-1] < history["loss"][0]
+    split = model.fit(x, y, validation_split=0.25, verbose=0).history
+    assert "val_classes_accuracy" in split
+    model.save(tmp_path / "model")
+    other = cnn.load(tmp_path / "model")
+    assert other.evaluate(x, y) == model.evaluate(x, y)
+    assert other.train_on_batch(x, y) == pytest.approx(model.evaluate(x, y)["loss"], rel=1e-6)
+
+
+def test_one_loss_for_all_outputs_and_one_value_as_two_outputs():
+    h = cnn.Input((3,))
+    y = cnn.Dense(2, name="d")(h)
+    model, x, target = cnn.Model(h, [y, y], seed=1), draw((4, 3)), draw((4, 2), 2)
+    model.compile(cnn.SGD(0.1), "mse", ["mae"])
+    single = cnn.Model(h, y)
+    single.compile(cnn.SGD(0.2), "mse", ["mae"])  # a step twice as long
+    scores = model.evaluate(x, [target, target])
+    assert scores == {
+        "loss": 2 * single.evaluate(x, target)["loss"],
+        "d_0_mae": scores["d_1_mae"],
+        "d_1_mae": scores["d_1_mae"],
+    }
+    before = model.get_weights()
+    model.train_on_batch(x, [target, target])
+    moved = model.get_weights()
+    model.set_weights(before)
+    single.train_on_batch(x, target)
+    for one, two in zip(single.get_weights(), moved, strict=True):
+        assert_close(one, two, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: compiled(loss=["mse", "mse"]), "loss must be one or 3.*got 2"),
+        (lambda: compiled(loss=["mse", "mse", "nope"]), "loss must be one of"),
+        (lambda: compiled().train_on_batch(inputs_of(several), labels_of_several(3)[0]), "list of 3 arrays"),
+        (lambda: compiled().train_on_batch(inputs_of(several), labels_of_several(3)[:2]), "list of 3 arrays"),
+        (lambda: compiled().train_on_batch(inputs_of(several), labels_of_several(4)), "x has 3 samples, y has 4"),
+        (lambda: compiled().evaluate(inputs_of(several)[0], labels_of_several(3)), "x must be a list"),
+        (lambda: compiled().evaluate(inputs_of(several), [[0, 1, 7], *labels_of_several(3)[1:]]), "labels.*7"),
+    ],
+)
+def test_wrong_losses_and_labels(call, word):
+    with pytest.raises((ValueError, TypeError), match=word):
+        call()
+
+
+def test_a_loss_that_is_not_finite_names_the_layer():
+    model, x = compiled(), inputs_of(several)
+    model.layers[[layer.name for layer in model.layers].index("number")].params["bias"] = [np.nan]
+    with pytest.raises(cnn.NonFiniteLossError, match="'number'"):
+        model.train_on_batch(x, labels_of_several(3))
+
+
+# --------------------------------------------------------------------------------------------- errors
+
+
 def graph_of(inputs, outputs):
     return lambda: cnn.Model(inputs, outputs)
 
