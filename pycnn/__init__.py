@@ -1,6 +1,6 @@
 """Convolutional neural networks on the CPU: fast C kernels, each checked by a readable pure-Python twin."""
 
-from pycnn import datasets, layers, losses, ops, optimizers, reference
+from pycnn import datasets, layers, losses, networks, ops, optimizers, reference
 from pycnn._version import __version__
 from pycnn.executor import backend
 from pycnn.functional import Input, Model
@@ -30,6 +30,7 @@ __all__ = [
     "layers",
     "load",
     "losses",
+    "networks",
     "ops",
     "optimizers",
     "reference",
