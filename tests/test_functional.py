@@ -149,7 +149,18 @@ def nested():
     return cnn.Model(x, cnn.Dense(2)(cnn.Flatten()(body(c))))
 
 
+def residual():
+    """Convolution, batch norm, addition and activation, which plans may fuse, twice with the same layers."""
+    h = cnn.Input((4, 5, 4))
+    convolution, norm = cnn.Conv2D(4, 3, padding="same", bias=False), cnn.BatchNorm()
+    y = h
+    for _ in range(2):
+        y = cnn.Activation("leaky_relu")(cnn.Add()([norm(convolution(y)), y]))
+    return cnn.Model(h, cnn.Dense(3)(cnn.Concatenate()([cnn.GlobalMaxPool2D()(y), cnn.GlobalAvgPool2D()(h)])))
+
+
 INPUTS = {chain: [(3, 2, 6, 6)], branches: [(3, 2, 6, 5)], several: [(3, 2, 4, 4), (3, 3)], nested: [(3, 3, 4, 4)]}
+INPUTS |= {residual: [(3, 4, 5, 4)]}
 every_model = pytest.mark.parametrize("make", INPUTS)
 
 
@@ -186,7 +197,7 @@ def test_gradients_by_finite_differences(make):
     model.build(model.input_shape, seed=1)
     xs = lists(x)
     dys = [draw(y.shape, 2) for y in lists(model.forward(x))]
-    step = 2.0**-6
+    step = 2.0**-10  # short enough to meet no other maximum, long enough for single precision
 
     def scalar():
         ys = lists(model.forward(x))
@@ -346,6 +357,14 @@ def test_what_no_output_needs_is_not_run_and_not_trained():
     model.train_on_batch(draw((4, 3)), draw((4, 2)))
     np.testing.assert_array_equal(unused.params["weight"], before[0])
     assert not np.array_equal(used.params["weight"], before[1])
+
+
+def test_an_input_may_be_an_output_as_well():
+    image, row = cnn.Input((2, 3, 4)), cnn.Input((3,))
+    model = cnn.Model([image, row], [cnn.Dense(2)(row), image])
+    x = [draw((5, 2, 3, 4)), draw((5, 3))]
+    np.testing.assert_array_equal(model.predict(x)[1], x[0])
+    np.testing.assert_array_equal(cnn.Model(image, image).predict(x[0]), x[0])
 
 
 def test_a_model_takes_other_image_sizes():

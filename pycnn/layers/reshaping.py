@@ -20,13 +20,12 @@ class Reshape(Layer):
     def __init__(self, shape: Any, *, name: str | None = None, input_shape: Any = None):
         super().__init__(name=name, input_shape=input_shape)
         self._remember(shape=shape)
-        if isinstance(shape, (tuple, list)):
-            known = [size for size in shape if type(size) is not int or size != -1]
-            if len(shape) - len(known) > 1:
-                raise ValueError(f"[Reshape] shape may have one size -1, got {shape!r}")
-            shapes.sizes("Reshape", "shape", known)
-        else:
+        if not isinstance(shape, (tuple, list)):
             raise TypeError(f"[Reshape] shape must be a tuple of integers, got {shape!r}")
+        known = [size for size in shape if type(size) is not int or size != -1]
+        if len(shape) - len(known) > 1:
+            raise ValueError(f"[Reshape] shape may have one size -1, got {shape!r}")
+        shapes.sizes("Reshape", "shape", known)
         self.shape = tuple(int(size) for size in shape)
 
     def emit(self, graph: Graph, x: Value) -> Value:
