@@ -341,7 +341,7 @@ def cross_entropy(rows: int, classes: int) -> Operation:
 
     def ours(o: Ours) -> None:
         args = [o.new("loss", ()), o.new("dlogits", (rows, classes)), o.given("logits"), o.given("labels"), None]
-        calls.by_rows(o.builder, "softmax_cross_entropy", rows, classes, args)
+        calls.loss(o.builder, "softmax_cross_entropy", rows, classes, [*args, None])
 
     def peer(t: Tensors) -> list:
         z, target = t["logits"], t["labels"].long()

@@ -90,10 +90,17 @@ typedef struct {
     float scale;
 } pycnn_dropout;
 
-/* The constants of an update; what changes from step to step comes through a pointer (optimizer.h). */
+/* A loss of rows by columns; `parameter` is cross entropy's label smoothing, Huber's delta. */
+typedef struct {
+    int64_t rows, columns;
+    float parameter;
+} pycnn_loss;
+
+/* The constants of an update; what changes from step to step comes through a pointer (optimizer.h). rest: 1 - beta, in
+ * double. weight_decay is part of the gradient, decoupled_decay (AdamW's) of the step. */
 typedef struct {
     int64_t size, nesterov;
-    float momentum, beta1, beta2, rest1, rest2, eps, weight_decay, clip_value; /* rest: 1 - beta, in double */
+    float momentum, beta1, beta2, rest1, rest2, eps, weight_decay, decoupled_decay, clip_value;
 } pycnn_update;
 
 int64_t pycnn_kernel_count(void);

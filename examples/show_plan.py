@@ -16,11 +16,11 @@ def main() -> None:
         lowering.Options(64, training=True),
         losses.CrossEntropy(),
         losses.INDICES,
-        (executor._lower_norm, executor._lower_update),
+        (executor._lower_update,),
         updates,
     )
     names = {base: name for name, base in plan.externals.items()}
-    marks = {place: name for name, place in plan.marks.items()}
+    marks = {place: name for name, place in plan.marks.items() if place}
     for number, (kernel, _) in enumerate(plan.kernels):
         if number in marks:
             print(f"{marks[number]}:")

@@ -310,6 +310,20 @@ def fold_batch_norm(
     return w, bias
 
 
-def by_rows(b: PlanBuilder, kernel: str, rows: int, columns: int, args: list[Optional], *, stops: bool = False) -> None:
-    """A kernel of loss.h."""
-    b.call(kernel, args, 2 * ELEMENT_WORK * rows * columns, stops=stops, rows=rows, columns=columns)
+def by_rows(b: PlanBuilder, kernel: str, rows: int, columns: int, args: list[Optional]) -> None:
+    """Softmax, or its gradient."""
+    b.call(kernel, args, 2 * ELEMENT_WORK * rows * columns, rows=rows, columns=columns)
+
+
+def loss(
+    b: PlanBuilder,
+    kernel: str,
+    rows: int,
+    columns: int,
+    args: list[Optional],
+    parameter: float = 0,
+    stops: bool = False,
+) -> None:
+    """A loss of loss.h; args end with the weights of the rows or None."""
+    work = 2 * ELEMENT_WORK * rows * columns
+    b.call(kernel, args, work, stops=stops, rows=rows, columns=columns, parameter=parameter)

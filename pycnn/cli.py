@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import pycnn as cnn
+from pycnn import configuration
 
 DATASETS = {"digits": cnn.datasets.digits, "mnist": cnn.datasets.mnist, "optdigits": cnn.datasets.optdigits}
 # epochs, learning rate
@@ -26,18 +27,44 @@ def digit_network(side: int) -> cnn.Sequential:
 
 
 def train(args: argparse.Namespace) -> None:
+    if args.dataset not in DATASETS:
+        train_as_described(args)
+        return
     (x, y), (x_test, y_test) = DATASETS[args.dataset]()
     epochs, lr = DEFAULTS[args.dataset]
     epochs = epochs if args.epochs is None else args.epochs
     rate = lr if args.lr is None else args.lr
     model = digit_network(x.shape[-1])
     model.compile(cnn.SGD(rate, momentum=0.9), "cross_entropy", ["accuracy"])
-    model.fit(x, y, epochs, args.batch_size, seed=args.seed, verbose=0 if args.quiet else 1)
+    batch_size, seed = args.batch_size or 64, args.seed or 0
+    model.fit(x, y, epochs, batch_size, seed=seed, verbose=0 if args.quiet else 1)
     scores = model.evaluate(x_test, y_test)
     print(f"test accuracy {scores['accuracy']:.2%}, loss {scores['loss']:.4f} on {len(x_test)} images")
     output = args.output or f"{args.dataset}.safetensors"
     model.save(output)
     print(f"saved to {output}")
+
+
+def train_as_described(args: argparse.Namespace) -> None:
+    """Training as a TOML file has it; options of the command line go before what it says."""
+    described = configuration.read(args.dataset)
+    if args.lr is not None:
+        raise ValueError("[train] --lr is for data sets; in a TOML file, the optimizer has lr")
+    given = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
+    options = described.fit | {name: value for name, value in given.items() if value is not None}
+    if args.quiet:
+        options["verbose"] = 0
+    model = described.model
+    history = model.fit(*described.training, **options).history
+    if described.test is not None:
+        scores = model.evaluate(*described.test)
+        print("test", "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    elif history:
+        print("  ".join(f"{name} {values[-1]:.4g}" for name, values in history.items()))
+    output = args.output or described.output
+    if output:
+        model.save(output)
+        print(f"saved to {output}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -78,18 +105,25 @@ def info(args: argparse.Namespace) -> None:
         print(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
 
 
+def _dataset(name: str) -> str:
+    """A data set's name, or that of a TOML file."""
+    if name not in DATASETS and not name.endswith(".toml"):
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(DATASETS)} or a .toml file, got {name!r}")
+    return name
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="pycnn", description="Convolutional neural networks on the CPU.")
     top.add_argument("--version", action="version", version=f"pycnn {cnn.__version__}")
     commands = top.add_subparsers(dest="command", required=True)
 
-    p = commands.add_parser("train", help="train a small CNN on a dataset and save it")
-    p.add_argument("dataset", choices=DATASETS)
+    p = commands.add_parser("train", help="train a small CNN on a dataset, or what a TOML file describes, and save it")
+    p.add_argument("dataset", type=_dataset, help=f"{', '.join(DATASETS)}, or a file like examples/digits.toml")
     p.add_argument("--epochs", type=int, help="how often to go through the training images")
-    p.add_argument("--batch-size", "--batch", type=int, default=64, help="images a step (default 64)")
+    p.add_argument("--batch-size", "--batch", type=int, help="images a step (default 64)")
     p.add_argument("--lr", type=float, help="learning rate of SGD with momentum 0.9")
-    p.add_argument("--seed", type=int, default=0, help="seed of weights, shuffling and dropout (default 0)")
-    p.add_argument("-o", "--output", help="file to save to (default DATASET.safetensors)")
+    p.add_argument("--seed", type=int, help="seed of weights, shuffling and dropout (default 0)")
+    p.add_argument("-o", "--output", help="file to save to (default DATASET.safetensors, or as described)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.set_defaults(run=train)
 

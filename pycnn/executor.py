@@ -72,12 +72,21 @@ class Executor:
         """Writes the output for x to y, a C-contiguous array."""
         raise NotImplementedError
 
-    def evaluate(self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str) -> tuple[float, np.ndarray]:
-        """(mean loss, output), without learning."""
+    def evaluate(
+        self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, weights: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray]:
+        """(mean loss, output), without learning; `weights`, one a sample, multiply the samples' losses."""
         raise NotImplementedError
 
     def train(
-        self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, updates: Updates, epoch: float
+        self,
+        x: np.ndarray,
+        labels: np.ndarray,
+        loss: Loss,
+        kind: str,
+        updates: Updates,
+        epoch: float,
+        weights: np.ndarray | None = None,
     ) -> tuple[float, np.ndarray]:
         """One step: (mean loss, output) before the update; NonFinite before anything has changed.
 
@@ -92,6 +101,11 @@ class Executor:
     def backward(self, dy: np.ndarray) -> np.ndarray:
         """dx for the last `forward`; the parameters' gradients are set."""
         raise NotImplementedError
+
+    def _gradients(self) -> list[np.ndarray]:
+        """Those of all trained parameters."""
+        trained = lowering.trained_parameters(self.graph)
+        return [self.graph.nodes[index].parameters[role].gradient for index, role in trained]
 
     def _output(self, n: int) -> np.ndarray:
         return np.empty((n, *self.graph.outputs[0].shape), np.float32)
@@ -151,14 +165,19 @@ class PlanExecutor(Executor):
         self._run_kept(binding)
         free.append(binding)
 
-    def evaluate(self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str) -> tuple[float, np.ndarray]:
+    def evaluate(
+        self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, weights: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray]:
         x, last = shapes.layout(x)
-        n = len(x)
-        options = lowering.Options(n, last, kept=True)
+        n, weighted = len(x), weights is not None
+        options = lowering.Options(n, last, kept=True, weighted=weighted)
         make = lambda: lowering.loss_plan(self.graph, options, loss, kind)  # noqa: E731
-        binding, free = self._take(("evaluate", n, last, loss.key(), kind), make, partial(self._results, n))
+        key = ("evaluate", n, last, weighted, loss.key(), kind)
+        binding, free = self._take(key, make, partial(self._results, n))
         binding.set("x", x)
         binding.set("labels", labels)
+        if weighted:
+            binding.set("weights", weights)
         self._run_kept(binding)
         result = float(binding.arrays["loss"][0]), binding.arrays["y"].copy()
         free.append(binding)
@@ -206,19 +225,29 @@ class PlanExecutor(Executor):
         return arrays
 
     def train(
-        self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, updates: Updates, epoch: float
+        self,
+        x: np.ndarray,
+        labels: np.ndarray,
+        loss: Loss,
+        kind: str,
+        updates: Updates,
+        epoch: float,
+        weights: np.ndarray | None = None,
     ) -> tuple[float, np.ndarray]:
         x, last = shapes.layout(x)
-        n = len(x)
-        key = ("train", n, last, loss.key(), kind, updates, self._trainable())
-        make = lambda: self._training_plan(lowering.Options(n, last, training=True), loss, kind, updates)  # noqa: E731
+        n, weighted = len(x), weights is not None
+        key = ("train", n, last, weighted, loss.key(), kind, updates, self._trainable())
+        options = lambda: lowering.Options(n, last, training=True, weighted=weighted)  # noqa: E731
+        make = lambda: self._training_plan(options(), loss, kind, updates)  # noqa: E731
         arrays = lambda: self._results(n) | self._training_arrays(updates)  # noqa: E731
         binding, free = self._take(key, make, arrays)
         binding.set("x", x)
         binding.set("labels", labels)
+        if weighted:
+            binding.set("weights", weights)
         y = binding.arrays["y"]
         updates.begin(epoch)
-        complete = binding.run()
+        complete = binding.run() if updates.batches == 1 else self._gather(binding, updates, n)
         value = float(binding.arrays["loss"][0])
         free.append(binding)
         if not complete:
@@ -227,6 +256,17 @@ class PlanExecutor(Executor):
         Parameter.changed()
         self.dropouts.advance()
         return value, y
+
+    def _gather(self, binding: Binding, updates: Updates, n: int) -> bool:
+        """A step of several batches: the update comes with the last of them. Whether the loss is finite."""
+        gradients = binding.plan.marks["gradients"]
+        if not binding.run(0, gradients):
+            return False
+        if updates.gather(self._gradients(), n):
+            binding.run(gradients)
+        else:
+            updates.cancel()
+        return True
 
     def _training_plan(self, options: lowering.Options, loss: Loss, kind: str, updates: Updates) -> Plan:
         passes = (self._lower_norm, self._lower_clipping, self._lower_update)
@@ -331,23 +371,37 @@ class ReferenceExecutor(Executor):
         values, _ = self._run(x, False)
         y[...] = values[self.graph.outputs[0]]
 
-    def evaluate(self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str) -> tuple[float, np.ndarray]:
+    def evaluate(
+        self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, weights: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray]:
         values, _ = self._run(x, False)
-        value, _ = loss.run_scored(self.graph, values, labels.tolist(), kind)
+        weights = None if weights is None else weights.tolist()
+        value, _ = loss.run_scored(self.graph, values, labels.tolist(), kind, weights)
         return value, np.array(values[self.graph.outputs[0]], np.float32)
 
     def train(
-        self, x: np.ndarray, labels: np.ndarray, loss: Loss, kind: str, updates: Updates, epoch: float
+        self,
+        x: np.ndarray,
+        labels: np.ndarray,
+        loss: Loss,
+        kind: str,
+        updates: Updates,
+        epoch: float,
+        weights: np.ndarray | None = None,
     ) -> tuple[float, np.ndarray]:
         updates.begin(epoch)
         values, runs = self._run(x, True)
-        value, gradients = loss.run_scored(self.graph, values, labels.tolist(), kind)
+        weights = None if weights is None else weights.tolist()
+        value, gradients = loss.run_scored(self.graph, values, labels.tolist(), kind, weights)
         if not math.isfinite(value):
             updates.cancel()
             raise NonFinite(self._first_non_finite(x, values), value)
         self._keep_running(runs)
         self._back(runs, gradients)
-        self._update(updates, epoch)
+        if updates.batches > 1 and not updates.gather(self._gradients(), len(x)):
+            updates.cancel()
+        else:
+            self._update(updates, epoch)
         Parameter.changed()
         self.dropouts.advance()
         return value, np.array(values[self.graph.outputs[0]], np.float32)
@@ -369,7 +423,7 @@ class ReferenceExecutor(Executor):
             w = parameter.memory.ravel().tolist()
             arrays = updates.slots(node.layer.name, parameter)
             slots = [slot.ravel().tolist() for slot in arrays]
-            optimizer.update_list(w, g, slots, optimizer.lr_at(epoch), updates.step)
+            optimizer.update_list(w, g, slots, updates.lr(which, epoch), updates.step)
             for array, values in ((parameter.memory, w), *zip(arrays, slots, strict=True)):
                 array[...] = np.reshape(values, array.shape)
 

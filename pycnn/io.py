@@ -15,6 +15,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
@@ -42,11 +43,17 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 def save(
-    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    previous: str | None = None,
+    temporary: str | None = None,
 ) -> None:
     """Write `tensors` and `metadata` to `path`, which is taken verbatim.
 
-    An existing file is replaced in one step, so that a reader, or a crash, sees the old file or the new one.
+    An existing file is replaced in one step, so that a reader, or a crash, sees the old file or the new one; it stays
+    under the name `previous`, if that is given. `temporary` is the name to write under, by default one of its own.
     Arrays may have any memory order. TypeError for a dtype that is not in `DTYPES` and for names, values or
     metadata of another type; FileNotFoundError if the folder does not exist.
     """
@@ -79,7 +86,7 @@ def save(
     if len(text) > _HEADER_MAX:
         raise ValueError(f"[save] the header takes {len(text)} bytes, the format allows {_HEADER_MAX}")
 
-    with replacing(path) as file:
+    with replacing(path, previous, temporary) as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for _, array in ordered:
@@ -106,13 +113,20 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file open for writing that becomes `path` when the block ends, and vanishes if the block raises."""
+def replacing(
+    path: str | os.PathLike[str], previous: str | None = None, temporary: str | None = None
+) -> Iterator[BinaryIO]:
+    """A file open for writing that becomes `path` when the block ends, and vanishes if the block raises.
+
+    What `path` was before is then `previous`, if that is given. A writer that is killed leaves its `temporary` behind:
+    the next one under the same name takes it over, where by default each has a name of its own.
+    """
     target = os.fsdecode(path)
     # Next to the target, because a rename is one step only within a file system.
-    temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
+    own = temporary is None
+    temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp") if own else temporary
     try:
-        file = open(temporary, "xb")  # noqa: SIM115
+        file = open(temporary, "xb" if own else "wb")  # noqa: SIM115
     except FileNotFoundError:
         raise FileNotFoundError(f"path: {target!r} is in a folder that does not exist") from None
     try:
@@ -120,11 +134,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None:
+            _keep(target, previous)
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         raise
+
+
+def _keep(target: str, previous: str) -> None:
+    """Gives a file a second name, in one step, so that at no moment either name is without a file."""
+    spare = f"{previous}.tmp"
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(spare)
+    try:
+        os.link(target, spare)
+    except OSError:  # a file system without links
+        shutil.copyfile(target, spare)
+    os.replace(spare, previous)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(spare)  # still there if both were one file already
 
 
 def _storable(name: Any, array: Any) -> np.ndarray:

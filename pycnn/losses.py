@@ -20,7 +20,8 @@ INDICES, TARGETS = "indices", "targets"
 class Loss:
     """A loss; subclasses may take the input of the model's last operation instead of its output (`absorbs`)."""
 
-    name = ""
+    name = ""  # also that of its twin
+    kernel = ""  # where it has another name
 
     def key(self) -> tuple:
         """What plans with this loss depend on."""
@@ -45,14 +46,13 @@ class Loss:
         if targets.ndim == 1 and output == (1,):
             targets = targets.reshape(-1, 1)
         shapes.expect_shape(self.name, "y", targets.shape, (n, *output))
+        self.check_targets(targets)
         return TARGETS, np.ascontiguousarray(targets)
 
-    def lower(self, lowering: "GraphLowering", value: Value, kind: str, gradient: "Buffer | None") -> None:
-        """Appends the call that writes the loss and, if wanted, its gradient; labels have the outside name."""
-        b, rows = lowering.b, lowering.options.n
-        labels = lowering.load("labels", value, False)
-        args = [b.external("loss"), gradient, lowering.buffers[value], labels]
-        calls.by_rows(b, self.name, rows, math.prod(value.shape), args, stops=gradient is not None)
+    def check_targets(self, targets: np.ndarray) -> None:
+        """Refuses targets that the loss is not made for."""
+        if not np.all(np.isfinite(targets)):
+            raise ValueError(f"[{self.name}] y must be finite, got NaN or infinity")
 
     def lower_scored(
         self, lowering: "GraphLowering", kind: Any, wants_gradient: bool, output: Value | None = None
@@ -63,16 +63,43 @@ class Loss:
         self.lower(lowering, value, kind, gradient)
         return [(value, gradient)]
 
-    def run(self, scored: Any, labels: Any) -> tuple[float, Any]:
-        """(mean loss, gradient) of nested lists on the reference."""
-        return getattr(reference, self.name)(scored, labels)
+    def options(self) -> dict[str, float]:
+        """The loss's one number, by its name in the reference."""
+        return {}
+
+    def lower(self, lowering: "GraphLowering", value: Value, kind: str, gradient: "Buffer | None") -> None:
+        """Appends the call that writes the loss and, if wanted, its gradient.
+
+        The labels and, if the options say so, the weights of the samples have the outside names "labels", "weights".
+        """
+        b = lowering.b
+        labels = self.label_arguments(lowering, value, kind)
+        weights = b.external("weights") if lowering.options.weighted else None
+        args = [b.external("loss"), gradient, lowering.buffers[value], *labels, weights]
+        parameter = next(iter(self.options().values()), 0.0)
+        count, stops = math.prod(value.shape), gradient is not None
+        calls.loss(b, self.kernel or self.name, lowering.options.n, count, args, parameter, stops)
+
+    def label_arguments(self, lowering: "GraphLowering", value: Value, kind: str) -> "list[Buffer | None]":
+        """The labels as the kernel takes them."""
+        return [lowering.load("labels", value, False)]
+
+    def run(self, scored: Any, labels: Any, weights: Any = None) -> tuple[float, Any]:
+        """(mean loss, gradient) of nested lists on the reference; `weights` are one a sample."""
+        return getattr(reference, self.name)(scored, labels, weights=weights, **self.options())
 
     def run_scored(
-        self, graph: Graph, values: dict[Value, Any], labels: Any, kind: Any, output: Value | None = None
+        self,
+        graph: Graph,
+        values: dict[Value, Any],
+        labels: Any,
+        kind: Any,
+        weights: Any = None,
+        output: Value | None = None,
     ) -> tuple[float, list[tuple[Value, Any]]]:
         """(mean loss, the gradients to go back from) on the reference; `values` are the graph's, as nested lists."""
         scored = self.scored_value(graph, output or graph.outputs[0])
-        loss, gradient = self.run(values[scored], labels)
+        loss, gradient = self.run(values[scored], labels, weights)
         return loss, [(scored, gradient)]
 
 
@@ -81,9 +108,19 @@ class CrossEntropy(Loss):
     """Softmax cross entropy of logits (N, classes); a model that ends in softmax is scored by its logits.
 
     Labels: integers (N,) in 0..classes-1, or one-hot rows (N, classes). Report 001, equations 16 and 17.
+    With label_smoothing s in 0..1, the target probabilities t become (1 - s) t + s / classes (Szegedy et al. 2016).
     """
 
+    label_smoothing: float = 0.0
+
     name = "cross_entropy"
+    kernel = "softmax_cross_entropy"
+
+    def __post_init__(self) -> None:
+        self.label_smoothing = shapes.number(self.name, "label_smoothing", self.label_smoothing, 0, 1)
+
+    def options(self) -> dict[str, float]:
+        return {"label_smoothing": self.label_smoothing}
 
     def absorbs(self, operator: operators.Operator) -> bool:
         return isinstance(operator, operators.Softmax)
@@ -94,16 +131,9 @@ class CrossEntropy(Loss):
         indices, targets = shapes.class_labels(self.name, y, n, output[0])
         return (TARGETS, targets) if indices is None else (INDICES, indices)
 
-    def lower(self, lowering: "GraphLowering", value: Value, kind: str, gradient: "Buffer | None") -> None:
-        b = lowering.b
-        labels = b.external("labels")
-        args = [b.external("loss"), gradient, lowering.buffers[value]]
-        args += [labels, None] if kind == INDICES else [None, labels]
-        stops = gradient is not None
-        calls.by_rows(b, "softmax_cross_entropy", lowering.options.n, value.shape[0], args, stops=stops)
-
-    def run(self, scored: Any, labels: Any) -> tuple[float, Any]:
-        return reference.softmax_cross_entropy(scored, labels)
+    def label_arguments(self, lowering: "GraphLowering", value: Value, kind: str) -> "list[Buffer | None]":
+        labels = lowering.b.external("labels")
+        return [labels, None] if kind == INDICES else [None, labels]
 
 
 @dataclass
@@ -118,11 +148,9 @@ class BinaryCrossEntropy(Loss):
     def absorbs(self, operator: operators.Operator) -> bool:
         return isinstance(operator, operators.Activation) and operator.name == "sigmoid"
 
-    def labels(self, y: Any, n: int, output: Shape) -> tuple[str, np.ndarray]:
-        kind, targets = super().labels(y, n, output)
+    def check_targets(self, targets: np.ndarray) -> None:
         if not np.all((targets >= 0) & (targets <= 1)):
             raise ValueError("[binary_cross_entropy] y must be in 0..1, got NaN or a value outside")
-        return kind, targets
 
 
 @dataclass
@@ -131,11 +159,29 @@ class MeanSquaredError(Loss):
 
     name = "mse"
 
-    def labels(self, y: Any, n: int, output: Shape) -> tuple[str, np.ndarray]:
-        kind, targets = super().labels(y, n, output)
-        if not np.all(np.isfinite(targets)):
-            raise ValueError("[mse] y must be finite, got NaN or infinity")
-        return kind, targets
+
+@dataclass
+class MeanAbsoluteError(Loss):
+    """Mean of |y - target| over all elements; its derivative at y = target is 0."""
+
+    name = "mae"
+
+
+@dataclass
+class Huber(Loss):
+    """Mean over all elements e = y - target of e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2); Huber 1964."""
+
+    delta: float = 1.0
+
+    name = "huber"
+
+    def __post_init__(self) -> None:
+        self.delta = shapes.float32(self.name, "delta", self.delta, 0)
+        if not np.float32(self.delta) > 0:
+            raise ValueError(f"[huber] delta must be above 0, got {self.delta}")
+
+    def options(self) -> dict[str, float]:
+        return {"delta": self.delta}
 
 
 @dataclass
@@ -151,6 +197,9 @@ class OutputLosses(Loss):
         each = [loss.labels(part, n, shape) for loss, part, shape in zip(self.losses, y, outputs, strict=True)]
         kinds = tuple(kind for kind, _ in each)
         return kinds, packing.join([labels.reshape(n, -1).view(np.float32) for _, labels in each])
+
+    def key(self) -> tuple:
+        return (type(self), *(loss.key() for loss in self.losses))
 
     def split(self, labels: np.ndarray, kinds: tuple[str, ...], outputs: list[Shape]) -> list[np.ndarray]:
         """The labels of each output, from what `labels` made."""
@@ -187,17 +236,18 @@ class OutputLosses(Loss):
         values: dict[Value, Any],
         labels: Any,
         kinds: tuple[str, ...],
+        weights: Any = None,
         output: Value | None = None,
     ) -> tuple[float, list[tuple[Value, Any]]]:
         parts = self.split(np.array(labels, np.float32), kinds, [value.shape for value in graph.packed])
         total, gradients = 0.0, []
         for loss, kind, part, value in zip(self.losses, kinds, parts, graph.packed, strict=True):
-            one, found = loss.run_scored(graph, values, part.tolist(), kind, value)
+            one, found = loss.run_scored(graph, values, part.tolist(), kind, weights, value)
             total, gradients = total + one, gradients + found
         return total, gradients
 
 
-LOSSES = {loss.name: loss for loss in (CrossEntropy, BinaryCrossEntropy, MeanSquaredError)}
+LOSSES = {loss.name: loss for loss in (CrossEntropy, BinaryCrossEntropy, MeanSquaredError, MeanAbsoluteError, Huber)}
 
 
 def to_config(loss: Loss) -> Any:

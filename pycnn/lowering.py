@@ -25,6 +25,7 @@ class Options:
     channels_last: bool = False  # the memory of the input
     training: bool = False
     kept: bool = False  # whether the parameters stay the same from run to run
+    weighted: bool = False  # each sample's loss has a weight, in the outside array "weights"
 
 
 def gradient_name(node: int, role: str) -> str:
@@ -203,7 +204,7 @@ def loss_plan(
     update_passes: tuple = (),
     updates: Any = None,
 ) -> Plan:
-    """Forward to y and the loss; with `update_passes`, if it is finite, the gradients and the passes.
+    """Forward to y and the loss; with `update_passes`, if it is finite, the gradients, mark "gradients", the passes.
 
     `loss` is a loss of pycnn.losses, `kind` its kind of labels. A pass is a function (updates, set(), b, node, role)
     that appends calls for one parameter: the norm of its gradient, its update. Outside arrays: x, y, labels, loss,
@@ -219,6 +220,7 @@ def loss_plan(
         b.mark("backward")
         lowering.finish_forward()
         lowering.backward(gradients, of_input=False)
+        b.mark("gradients")
         for update_pass in update_passes:
             seen: set[int] = set()
             for node, role in trained_parameters(graph):

@@ -13,18 +13,23 @@ def _classes(labels: np.ndarray, kind: str) -> np.ndarray:
     return labels if kind == INDICES else labels.argmax(axis=-1)
 
 
+def _share(true: np.ndarray) -> float:
+    """The share of elements that are true; several times as fast as their mean."""
+    return int(np.count_nonzero(true)) / true.size
+
+
 def accuracy(y: np.ndarray, labels: np.ndarray, kind: str, logits: bool) -> float:
     """The share of samples whose largest output is the label's; one output counts from 0.5 on, a logit from 0."""
     if y.shape[-1] == 1 and kind != INDICES:
-        return float(((y >= (0.0 if logits else 0.5)) == (labels >= 0.5)).mean())
-    return float((y.argmax(axis=-1) == _classes(labels, kind)).mean())
+        return _share((y >= (0.0 if logits else 0.5)) == (labels >= 0.5))
+    return _share(y.argmax(axis=-1) == _classes(labels, kind))
 
 
 def top_5(y: np.ndarray, labels: np.ndarray, kind: str, logits: bool) -> float:
     """The share of samples whose label is among the five largest outputs."""
     classes = _classes(labels, kind)
     own = np.take_along_axis(y, classes[:, None], axis=1)
-    return float(((y > own).sum(axis=1) < 5).mean())
+    return _share((y > own).sum(axis=1) < 5)
 
 
 def mae(y: np.ndarray, labels: np.ndarray, kind: str, logits: bool) -> float:

@@ -2,67 +2,39 @@
 
 import json
 import math
-import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pycnn import io, losses, metrics, optimizers, shapes
+from pycnn.callbacks import Callback
 from pycnn.executor import Executor, Executors, NonFinite
 from pycnn.graph import Graph, Shape, Value
 from pycnn.layers.base import Layer, as_list, below, from_config, name_layers, to_config
 from pycnn.layers.residual import build_chain, emit_chain
 from pycnn.losses import Loss
 from pycnn.optimizers import Optimizer, Updates
-from pycnn.progress import Progress
+from pycnn.training import (
+    AHEAD,
+    EVALUATION_BATCH,
+    PREFIX,
+    ArrayBatches,
+    Augment,
+    Batch,
+    GivenBatches,
+    History,
+    Means,
+    Run,
+    sample_weights,
+)
 
 FORMAT_VERSION = 1
-EVALUATION_BATCH = 256
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss became NaN or infinite; nothing was updated in that step."""
-
-
-class History:
-    """`history`: a dict of lists, one value an epoch: loss, the metrics, val_..., lr, seconds."""
-
-    def __init__(self) -> None:
-        self.history: dict[str, list[float]] = {}
-
-    def append(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.history.setdefault(name, []).append(value)
-
-
-class _Means:
-    """Means over samples of values that come batch by batch."""
-
-    def __init__(self) -> None:
-        self._samples = 0
-        self._sums: dict[str, float] = {}
-
-    def add(self, samples: int, values: dict[str, float]) -> None:
-        self._samples += samples
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + samples * value
-
-    def values(self) -> dict[str, float]:
-        return {name: total / self._samples for name, total in self._sums.items()}
-
-
-class _Batches:
-    """Gathers batches into the same two arrays again and again."""
-
-    def __init__(self, x: np.ndarray, labels: np.ndarray, batch_size: int):
-        size = min(batch_size, len(x))
-        self._pairs = [(a, np.empty((size, *a.shape[1:]), a.dtype)) for a in (x, labels)]
-
-    def take(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The samples of these rows and their labels, good until the next call."""
-        # mode="clip" lets NumPy write to `out` directly; the rows are all valid.
-        return [np.take(a, rows, axis=0, out=batch[: len(rows)], mode="clip") for a, batch in self._pairs]
 
 
 class BaseModel(Layer):
@@ -75,6 +47,7 @@ class BaseModel(Layer):
         self._seed = None if seed is None else shapes.integer(type(self).__name__, "seed", seed)
         self._optimizer: Optimizer | None = None
         self._updates: Updates | None = None
+        self.stop_training = False
 
     @property
     def children(self) -> list[Layer]:
@@ -217,99 +190,133 @@ class BaseModel(Layer):
     def fit(
         self,
         x: Any,
-        y: Any,
+        y: Any = None,
         epochs: int = 1,
         batch_size: int = 32,
         validation_data: tuple[Any, Any] | None = None,
         validation_split: float = 0.0,
         shuffle: bool = True,
         seed: int | None = None,
-        *,
+        callbacks: Sequence[Callback] = (),
+        augment: Augment | Sequence[Augment] | None = None,
+        class_weight: dict[int, float] | None = None,
+        sample_weight: Any = None,
         verbose: int = 1,
+        resume: str | Path | None = None,
+        *,
+        accumulate: int = 1,
     ) -> History:
-        """Trains for `epochs` epochs on x (N, ...) and labels y.
+        """Trains for `epochs` epochs on x (N, ...) and labels y, and goes on from the weights that there are.
 
-        `validation_split` takes the last part of x and y for validation. `seed` seeds shuffling, dropout, and the
-        weights of a model that is not built yet. verbose: 0 nothing, 1 a progress bar, 2 a line an epoch.
+        Instead, x may be an iterable of batches (x, y), which is gone through once an epoch; batch_size, shuffle and
+        validation_split then do not matter.
+
+        `validation_split` takes the last part of x and y for validation. `seed` seeds shuffling, dropout, augmentation
+        and the weights of a model that is not built yet. `augment(x, y, generator)`, or a list of such functions in
+        turn, returns the (x, y) to train on for each batch; it runs in a thread ahead of the steps. `class_weight` (by
+        class number) and `sample_weight` (N,) multiply the samples' losses, whose sum is still divided by N as in
+        Keras; metrics and validation_data are not weighted. verbose: 0 nothing, 1 a progress bar, 2 a line an epoch.
+
+        `callbacks` are told of epochs and batches (pycnn.callbacks), and may set `stop_training` to end the training.
+
+        `resume` names a checkpoint of ModelCheckpoint's: training goes on after its last epoch, to the same bits as if
+        it had not been interrupted, up to `epochs` in all. An absent file starts afresh; if it is damaged, PATH.prev
+        is taken with a warning.
+
+        `accumulate` adds up the gradients of so many batches for one step of the optimizer, on their mean over all
+        samples; the batches left at an epoch's end make a step as well.
+
         A loss that is NaN or infinite raises NonFiniteLossError before anything is changed by that step.
         """
         self._compiled("fit")
         epochs = shapes.integer("fit", "epochs", epochs)
         batch_size = shapes.integer("fit", "batch_size", batch_size, 1)
+        accumulate = shapes.integer("fit", "accumulate", accumulate, 1)
+        shuffle = shapes.boolean("fit", "shuffle", shuffle)
         seed = None if seed is None else shapes.integer("fit", "seed", seed)
         if verbose not in (0, 1, 2):
             raise ValueError(f"[fit] verbose must be 0, 1 or 2, got {verbose!r}")
-        executor, x, labels, kind = self._data("fit", x, y, seed)
-        x, labels, validation = self._validation(x, labels, kind, validation_data, validation_split)
-        generator = np.random.default_rng(None if seed is None else [seed, 1])
-        self._dropouts.reseed(seed)
-        history, progress, batches = History(), Progress(verbose, epochs), _Batches(x, labels, batch_size)
-        try:
-            for epoch in range(epochs):
-                order = generator.permutation(len(x)) if shuffle else np.arange(len(x))
-                values = self._epoch_of(executor, batches, kind, order, batch_size, epoch, progress)
-                if validation is not None:
-                    scores = self._evaluate(*validation, EVALUATION_BATCH)
-                    values |= {f"val_{name}": value for name, value in scores.items()}
-                progress.end(epoch, values)
-                history.append(values)
-        finally:
-            progress.close()
-        return history
-
-    def _epoch_of(
-        self,
-        executor: Executor,
-        batches: _Batches,
-        kind: str,
-        order: np.ndarray,
-        batch_size: int,
-        epoch: int,
-        progress: Progress,
-    ) -> dict[str, float]:
-        """Trains on every batch once; the means over the epoch."""
-        began, means, steps = time.perf_counter(), _Means(), math.ceil(len(order) / batch_size)
-        progress.begin(epoch, len(order))
-        for step in range(steps):
-            x, labels = batches.take(order[step * batch_size : (step + 1) * batch_size])
-            self._epoch = epoch + step / steps
-            try:
-                value, outputs = executor.train(x, labels, self._loss, kind, self._updates, self._epoch)
-            except NonFinite as error:
-                raise NonFiniteLossError(_explain(error, f"in epoch {epoch + 1}, step {step + 1}")) from None
-            means.add(len(x), self._score(executor, value, outputs, labels, kind))
-            progress.step(len(x), means.values())
-        lr = self._optimizer.lr_at(self._epoch)
-        return means.values() | {"lr": lr, "seconds": time.perf_counter() - began}
-
-    def _validation(self, x: np.ndarray, labels: np.ndarray, kind: str, data: Any, split: Any) -> tuple[Any, Any, Any]:
-        """(x, labels, validation data or None) with (executor, x, labels, kind); the last part split off if asked."""
-        split = shapes.number("fit", "validation_split", split, 0, 1)
-        if data is not None:
-            if not (isinstance(data, (tuple, list)) and len(data) == 2):
+        if not isinstance(callbacks, (list, tuple)) or not all(isinstance(c, Callback) for c in callbacks):
+            raise TypeError(f"[fit] callbacks must be a list of Callback objects, got {callbacks!r}")
+        augmentations = _list_of_functions(augment)
+        generators = [np.random.default_rng(None if seed is None else [seed, i]) for i in (1, 2)]
+        if y is None and isinstance(x, Iterable) and not isinstance(x, (np.ndarray, str, bytes, dict)):
+            _only_for_arrays(validation_split, sample_weight)
+            ahead = accumulate > 1 or bool(augmentations)
+            data, validation = GivenBatches(self, x, seed, class_weight, ahead), None
+        else:
+            arrays = self._data("fit", x, y, seed)
+            arrays, weights, validation = self._split(arrays, validation_split, sample_weight, class_weight)
+            places = AHEAD + 1 if augmentations else 1
+            data = ArrayBatches(arrays, weights, batch_size, generators[0] if shuffle else None, places)
+        if validation_data is not None:
+            if not (isinstance(validation_data, (tuple, list)) and len(validation_data) == 2):
                 raise ValueError("[fit] validation_data must be a pair (x, y)")
-            return x, labels, self._data("fit's validation_data", *data)
+            validation = self._data("fit's validation_data", *validation_data)
+        self._dropouts.reseed(seed)
+        run = Run(self, data, validation, epochs, callbacks, augmentations, generators, verbose)
+        self._updates.begin_gathering(accumulate)
+        try:
+            run.go(resume)
+        except NonFinite as error:
+            raise NonFiniteLossError(_explain(error, f"in epoch {run.epoch + 1}, step {run.step + 1}")) from None
+        finally:
+            self._updates.begin_gathering(1)
+        return run.history
+
+    def fit_loop(self, run: Run) -> None:
+        """All epochs of a fit. A subclass may override it with a loop of its own, of the parts that `run` has."""
+        for _ in run.epochs():
+            for batch in run.batches():
+                run.add(batch, *self.train_step(batch))
+            run.end_epoch()
+
+    def train_step(self, batch: Batch) -> tuple[float, np.ndarray]:
+        """One step of the optimizer on a batch: (loss, outputs) before the update. A subclass may override it.
+
+        The outputs are good until the next step.
+        """
+        executor, x, labels, kind, weights, last = batch
+        self._updates.last = last
+        return executor.train(x, labels, self._loss, kind, self._updates, self._epoch, weights)
+
+    def _split(
+        self, data: tuple, split: Any, sample_weight: Any, class_weight: Any
+    ) -> tuple[tuple, np.ndarray | None, tuple | None]:
+        """(data, weights, validation data or None) of (executor, x, labels, kind), the last part split off if asked."""
+        split = shapes.number("fit", "validation_split", split, 0, 1)
+        executor, x, labels, kind = data
+        weights = sample_weights("fit", labels, kind, None, sample_weight)
         kept = math.floor(len(x) * (1 - split) + 1e-9)
-        if not split or kept == len(x):
-            return x, labels, None
         if kept == 0:
             raise ValueError(f"[fit] validation_split {split} leaves no samples to train on")
-        executor, x_kept, labels_kept = self._ready(x), x[:kept], labels[:kept]
-        return x_kept, labels_kept, (executor, x[kept:], labels[kept:], kind)
+        validation = None
+        if kept < len(x):
+            validation = executor, x[kept:], labels[kept:], kind, None if weights is None else weights[kept:]
+        data = executor, x[:kept], labels[:kept], kind
+        weights = sample_weights("fit", labels[:kept], kind, class_weight, None if weights is None else weights[:kept])
+        return data, weights, validation
 
     def evaluate(self, x: Any, y: Any, batch_size: int = EVALUATION_BATCH) -> dict[str, float]:
         """{"loss": ..., and each metric} over x and y."""
         self._compiled("evaluate")
         batch_size = shapes.integer("evaluate", "batch_size", batch_size, 1)
-        return self._evaluate(*self._data("evaluate", x, y), batch_size)
+        return self._evaluate(*self._data("evaluate", x, y), batch_size=batch_size)
 
     def _evaluate(
-        self, executor: Executor, x: np.ndarray, labels: np.ndarray, kind: str, batch_size: int
+        self,
+        executor: Executor,
+        x: np.ndarray,
+        labels: np.ndarray,
+        kind: str,
+        weights: np.ndarray | None = None,
+        batch_size: int = EVALUATION_BATCH,
     ) -> dict[str, float]:
-        means = _Means()
+        means = Means()
         for i in range(0, len(x), batch_size):
             batch = labels[i : i + batch_size]
-            value, outputs = executor.evaluate(x[i : i + batch_size], batch, self._loss, kind)
+            batch_weights = None if weights is None else weights[i : i + batch_size]
+            value, outputs = executor.evaluate(x[i : i + batch_size], batch, self._loss, kind, batch_weights)
             means.add(len(batch), self._score(executor, value, outputs, batch, kind))
         return means.values()
 
@@ -321,7 +328,7 @@ class BaseModel(Layer):
         y = np.empty((len(x), *executor.graph.outputs[0].shape), np.float32)
         if 0 < len(x) <= batch_size:
             executor.predict(x, y)
-            return y
+            return self._result(executor, y)
         for i in range(0, len(x), batch_size):
             executor.predict(x[i : i + batch_size], y[i : i + batch_size])
         return self._result(executor, y)
@@ -360,7 +367,12 @@ class BaseModel(Layer):
     def save(self, path: str | Path) -> None:
         """Writes architecture, weights and what compile was given to one safetensors file, atomically."""
         self._build_from_input_shape("save")
-        tensors = {f"{leaf.name}.{p.name}": p.view for leaf in self.leaves() for p in leaf.parameters.values()}
+        io.save(path, self._tensors(), self._metadata())
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        return {f"{leaf.name}.{p.name}": p.view for leaf in self.leaves() for p in leaf.parameters.values()}
+
+    def _metadata(self) -> dict[str, str]:
         metadata = {
             "format": "pycnn",
             "format_version": str(FORMAT_VERSION),
@@ -368,7 +380,19 @@ class BaseModel(Layer):
         }
         if self._optimizer is not None:
             metadata["compile"] = _json("compile", self._compile_config())
-        io.save(path, tensors, metadata)
+        return metadata
+
+    def _take_tensors(self, tensors: dict[str, np.ndarray]) -> None:
+        """Sets all parameters from a file's arrays; those of a training's state are passed over."""
+        own = self._tensors()
+        given = {name: a for name, a in tensors.items() if name in own or not name.startswith(PREFIX)}
+        if own.keys() != given.keys():
+            different = ", ".join(sorted(own.keys() ^ given.keys()))
+            raise ValueError(f"the arrays are not those of the architecture: {different}")
+        for name, array in own.items():
+            shapes.expect_shape("load", name, given[name].shape, array.shape)
+        for name, array in own.items():
+            array[...] = given[name]
 
     def _compile_config(self) -> dict[str, Any]:
         return {
@@ -384,6 +408,20 @@ _optimizers, _metrics = optimizers, metrics  # compile has arguments of these na
 
 def _count(layer: Layer) -> int:
     return sum(p.memory.size for leaf in layer.leaves() for p in leaf.parameters.values())
+
+
+def _list_of_functions(augment: Any) -> Sequence[Augment]:
+    functions = [augment] if callable(augment) else [] if augment is None else augment
+    if not isinstance(functions, (list, tuple)) or not all(map(callable, functions)):
+        raise TypeError(f"[fit] augment must be a function of (x, y, generator) or a list of them, got {augment!r}")
+    return functions
+
+
+def _only_for_arrays(validation_split: Any, sample_weight: Any) -> None:
+    if shapes.number("fit", "validation_split", validation_split, 0, 1):
+        raise ValueError("[fit] validation_split needs arrays, x is an iterable of batches; give validation_data")
+    if sample_weight is not None:
+        raise ValueError("[fit] sample_weight needs arrays, x is an iterable of batches")
 
 
 def _explain(error: NonFinite, where: str) -> str:
@@ -458,7 +496,7 @@ def load(path: str | Path) -> BaseModel:
         if not isinstance(model, BaseModel):
             raise ValueError(f"its architecture is a {type(model).__name__}, not a model")
         model.build(tuple(config["input_shape"]), 0)
-        _take_tensors(model, tensors)
+        model._take_tensors(tensors)
         if "compile" in metadata:
             model.compile(**_compile_arguments(json.loads(metadata["compile"])))
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, MemoryError) as error:
@@ -466,24 +504,10 @@ def load(path: str | Path) -> BaseModel:
     return model
 
 
-def _take_tensors(model: BaseModel, tensors: dict[str, np.ndarray]) -> None:
-    parameters = {f"{leaf.name}.{p.name}": p for leaf in model.leaves() for p in leaf.parameters.values()}
-    if parameters.keys() != tensors.keys():
-        different = ", ".join(sorted(parameters.keys() ^ tensors.keys()))
-        raise ValueError(f"the arrays are not those of the architecture: {different}")
-    for name, p in parameters.items():
-        shapes.expect_shape("load", name, tensors[name].shape, p.shape)
-        p.view[...] = tensors[name]
-
-
 def _compile_arguments(config: dict[str, Any]) -> dict[str, Any]:
     return {
-        "optimizer": _restored(optimizers.OPTIMIZERS, config["optimizer"]),
-        "optimizers": {k: _restored(optimizers.OPTIMIZERS, v) for k, v in config["optimizers"].items()},
+        "optimizer": optimizers.from_config(**config["optimizer"]),
+        "optimizers": {k: optimizers.from_config(**v) for k, v in config["optimizers"].items()},
         "loss": losses.from_config(config["loss"]),
         "metrics": config["metrics"],
     }
-
-
-def _restored(known: dict[str, Any], named: dict[str, Any]) -> Any:
-    return known[named["name"]](**named["config"])

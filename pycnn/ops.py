@@ -583,7 +583,7 @@ def _softmax_cross_entropy_plan(b: PlanBuilder, rows: int, columns: int, indices
     labels = b.external("labels")
     args = [b.external("loss"), b.external("dlogits"), b.external("logits")]
     args += [labels, None] if indices else [None, labels]
-    calls.by_rows(b, "softmax_cross_entropy", rows, columns, args)
+    calls.loss(b, "softmax_cross_entropy", rows, columns, [*args, None])
 
 
 def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, Array]:

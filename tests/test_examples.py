@@ -24,7 +24,7 @@ def test_digits():
 
 def test_show_plan_is_what_the_documentation_shows():
     out = run("show_plan.py")
-    assert [line for line in out.splitlines() if line.endswith(":")] == ["backward:", "update:"]
+    assert [line for line in out.splitlines() if line.endswith(":")] == ["backward:", "gradients:"]
     text = (EXAMPLES.parent / "docs" / "architecture.md").read_text()
     kernels = [line.split()[1] for line in out.splitlines() if line[:4].strip().isdigit()]
     shown = [line.split()[1] for line in text.splitlines() if line[:8].strip().isdigit()]

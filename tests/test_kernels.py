@@ -353,38 +353,49 @@ def test_derivatives_of_activations_whose_value_is_at_hand(name, size):
 # -------------------------------------------------------------------------------- losses and gradient norm
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("wants_gradient", [True, False])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, VL - 1), (63, 3), (64, VL), (200, 2 * VL + 3), (1, 500)])
-def test_losses_over_slices_of_rows(rows, columns, wants_gradient):
+def test_losses_over_slices_of_rows(rows, columns, wants_gradient, weighted):
     """Losses are added up in 64 slices; without a gradient cross entropy works in memory of each thread."""
     z, t = 3 * normal((rows, columns)), generator(rows, columns).random((rows, columns)).astype(np.float32)
     labels = generator("labels", rows).integers(0, columns, rows).astype(np.int32)
+    weights = generator("weights", rows).random(rows).astype(np.float32)
+    weights[2::3] = 0
     exact = z.astype(np.float64)
     log_p = exact - exact.max(1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
+    one_hot, e, delta = np.eye(columns)[labels], exact - t, 1.5
+    smooth = 0.8 * one_hot + 0.2 / columns
+    # By name and parameter: the losses of the elements (or rows) and the gradients of their sum.
     losses = {
-        "softmax_cross_entropy": -log_p[np.arange(rows), labels].mean(),
-        "binary_cross_entropy": (np.maximum(exact, 0) - exact * t + np.log1p(np.exp(-np.abs(exact)))).mean(),
-        "mse": ((exact - t) ** 2).mean(),
+        ("softmax_cross_entropy", 0): (-log_p[np.arange(rows), labels][:, None], np.exp(log_p) - one_hot),
+        ("softmax_cross_entropy", 0.2): (-(smooth * log_p).sum(1, keepdims=True), np.exp(log_p) - smooth),
+        ("binary_cross_entropy", 0): (
+            np.maximum(exact, 0) - exact * t + np.log1p(np.exp(-np.abs(exact))),
+            1 / (1 + np.exp(-exact)) - t,
+        ),
+        ("mse", 0): (e**2, 2 * e),
+        ("mae", 0): (np.abs(e), np.sign(e)),
+        ("huber", delta): (
+            np.where(np.abs(e) <= delta, e * e / 2, delta * (np.abs(e) - delta / 2)),
+            np.clip(e, -delta, delta),
+        ),
     }
-    one_hot = np.eye(columns)[labels]
-    gradients = {
-        "softmax_cross_entropy": (np.exp(log_p) - one_hot) / rows,
-        "binary_cross_entropy": (1 / (1 + np.exp(-exact)) - t) / z.size,
-        "mse": 2 * (exact - t) / z.size,
-    }
-    for kernel, expected in losses.items():
+    for (kernel, parameter), (values, slopes) in losses.items():
 
-        def build(b, kernel=kernel):
+        def build(b, kernel=kernel, parameter=parameter):
             args = [b.external("loss"), b.external("gradient") if wants_gradient else None, b.external("z")]
             args += [b.external("labels"), None] if kernel == "softmax_cross_entropy" else [b.external("t")]
-            calls.by_rows(b, kernel, rows, columns, args)
+            args += [b.external("weights") if weighted else None]
+            calls.loss(b, kernel, rows, columns, args, parameter)
 
         outputs = {"loss": (1,)} | ({"gradient": z.shape} if wants_gradient else {})
-        found = run_alone(build, {"z": z, "t": t, "labels": labels}, outputs)
-        assert_close(found["loss"][0], expected, 1e-6)
+        found = run_alone(build, {"z": z, "t": t, "labels": labels, "weights": weights}, outputs)
+        share = (weights.astype(np.float64) if weighted else np.ones(rows))[:, None] / values.size
+        assert_close(found["loss"][0], (share * values).sum(), 1e-6)
         if wants_gradient:
-            assert_close(found["gradient"], gradients[kernel], 1e-6, floor=1 / rows)
+            assert_close(found["gradient"], share * slopes, 1e-6, floor=1 / rows)
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 64, 515, 64 * 8 + 64 * 7, 100_003])
@@ -397,3 +408,44 @@ def test_gradient_norm_and_one_that_is_added(size):
 
     total = run_alone(build, {"g": g}, {"total": ((1,), np.float64)})["total"]
     assert_close(total[0], 2 * (g.astype(np.float64) ** 2).sum(), 1e-14)
+
+
+# ------------------------------------------------------------------------------------------- updates
+
+UPDATES = {
+    "adam": cnn.Adam(0.01, eps=1e-3, weight_decay=0.1),
+    "adamw": cnn.AdamW(0.01, eps=1e-3, weight_decay=0.1),
+    "rmsprop": cnn.RMSprop(0.01, eps=1e-3, weight_decay=0.1),
+    "rmsprop centered": cnn.RMSprop(0.01, alpha=0.9, eps=1e-3, centered=True),
+    "rmsprop momentum": cnn.RMSprop(0.01, alpha=0.9, eps=1e-3, momentum=0.8, centered=True),
+    "adagrad": cnn.Adagrad(0.1, lr_decay=0.5, weight_decay=0.1, initial_accumulator_value=0.2),
+    "adagrad momentum": cnn.AdagradMomentum(0.1, weight_decay=0.1, clip_value=0.5),
+    "sgd": cnn.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.parametrize("size", [1, VL - 1, VL, 2 * VL + 3, 5000])
+def test_updates_equal_their_twins(size, name):
+    """Three steps, beyond the size that a task takes as well."""
+    optimizer = UPDATES[name]
+    w, slots = normal(size, name), [np.zeros(size, np.float32) for _ in range(optimizer.slots())]
+    slots[0][...] = optimizer.first_slot_value()
+    expected, lists = w.tolist(), [slot.tolist() for slot in slots]
+    for step in (1, 2, 3):
+        g, state = normal(size, step), np.array(optimizer.state(optimizer.lr, step, 1.0), np.float32)
+        arrays = {"w": w, **{f"slot{i}": slot for i, slot in enumerate(slots)}}
+        inputs = {f"{key}'s": value for key, value in arrays.items()} | {"g": g, "state": state}
+
+        def build(b, arrays=arrays):
+            for key in arrays:
+                calls.copy(b, size, b.external(key), b.external(f"{key}'s"))
+            places = [b.external(key) for key in arrays]
+            optimizer.lower(b, size, places[0], places[1:], b.external("g"), b.external("state"))
+
+        w, *slots = run_alone(build, inputs, {key: (size,) for key in arrays}).values()
+        limit = optimizer.clip_value or math.inf
+        optimizer.update_list(expected, np.clip(g, -limit, limit).tolist(), lists, optimizer.lr, step)
+    assert_close(w, expected, 1e-6)
+    for slot, values in zip(slots, lists, strict=True):
+        assert_close(slot, values, 1e-6)

@@ -594,6 +594,51 @@ def test_mse(x_shape):
     assert ref.mse([], []) == (0.0, [])
 
 
+@pytest.mark.parametrize("x_shape", [(1,), (2, 3), (2, 1, 2, 2)])
+def test_mae_and_huber(torch, x_shape):
+    y, target = apply(lambda v: 2 * v, draw(x_shape)), draw(x_shape, 1)
+    functions = torch.nn.functional
+    for ours, theirs in (
+        (lambda v: ref.mae(v, target), functions.l1_loss),
+        (lambda v: ref.huber(v, target), functions.huber_loss),
+        (lambda v: ref.huber(v, target, delta=0.3), lambda a, b: functions.huber_loss(a, b, delta=0.3)),
+    ):
+        loss, dy = ours(y)
+        ty = tensor(torch, y, requires_grad=True)
+        expected = theirs(ty, tensor(torch, target))
+        expected.backward()
+        assert_close(loss, expected.item())
+        assert_close(dy, ty.grad.tolist())
+        check_gradient(lambda v, f=ours: f(v)[0], y, 1.0, dy)
+    assert ref.mae([1.0], [1.0]) == (0.0, [0.0]) and ref.huber([], []) == (0.0, [])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_label_smoothing(torch, smoothing):
+    logits, labels = draw((4, 5)), [3, 0, 4, 4]
+    for target in (labels, ref.softmax(draw((4, 5), 1))):
+        loss, dlogits = ref.cross_entropy(logits, target, label_smoothing=smoothing)
+        tz = tensor(torch, logits, requires_grad=True)
+        t = torch.tensor(target) if target is labels else tensor(torch, target)
+        expected = torch.nn.functional.cross_entropy(tz, t, label_smoothing=smoothing)
+        expected.backward()
+        assert_close(loss, expected.item())
+        assert_close(dlogits, tz.grad.tolist())
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "binary_cross_entropy", "mse", "mae", "huber"])
+def test_weights_of_samples(name):
+    """The weighted loss is the sum of the samples' own losses by weight, over their number."""
+    y, target, weights = draw((3, 4)), ref.softmax(draw((3, 4), 1)), [0.5, 0.0, 2.0]
+    f = getattr(ref, name)
+    loss, dy = f(y, target, weights=weights)
+    alone = [f([a], [b]) for a, b in zip(y, target, strict=True)]
+    assert loss == pytest.approx(sum(w * value for w, (value, _) in zip(weights, alone, strict=True)) / 3)
+    assert_close(dy, [[w * v / 3 for v in rows[0]] for w, (_, rows) in zip(weights, alone, strict=True)])
+    with pytest.raises(ValueError, match="weights has shape"):
+        f(y, target, weights=[1.0])
+
+
 # ------------------------------------------------------------------------------------- batch norm
 
 
@@ -736,6 +781,55 @@ def test_adam_against_torch(torch, weight_decay):
         settings = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": weight_decay}
         ref.adam_update(w, g, m, v, step=step, lr=0.01, **settings)
         assert_close(w, tw.tolist(), 1e-13)
+
+
+def run_torch(torch, w, optimizer, steps=5):
+    """w after steps of a PyTorch optimizer with gradients that depend on the step alone."""
+    tw = tensor(torch, w, requires_grad=True)
+    optimizer = optimizer([tw])
+    for step in range(1, steps + 1):
+        tw.grad = tensor(torch, draw((len(w),), step))
+        optimizer.step()
+    return tw.tolist()
+
+
+def test_adamw_against_torch(torch):
+    w, m, v = draw((5,)), [0.0] * 5, [0.0] * 5
+    expected = run_torch(torch, w, lambda p: torch.optim.AdamW(p, 0.01, (0.8, 0.95), 1e-3, weight_decay=0.1))
+    for step in range(1, 6):
+        settings = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "decoupled_decay": 0.1}
+        ref.adam_update(w, draw((5,), step), m, v, step=step, lr=0.01, **settings)
+    assert_close(w, expected, 1e-13)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("centered", [False, True])
+def test_rmsprop_against_torch(torch, centered, momentum, weight_decay):
+    settings = {"lr": 0.01, "alpha": 0.9, "eps": 1e-3, "weight_decay": weight_decay, "momentum": momentum}
+    w, s, m, v = draw((5,)), [0.0] * 5, [0.0] * 5 if centered else None, [0.0] * 5 if momentum else None
+    expected = run_torch(torch, w, lambda p: torch.optim.RMSprop(p, centered=centered, **settings))
+    for step in range(1, 6):
+        ref.rmsprop_update(w, draw((5,), step), s, m, v, **settings)
+    assert_close(w, expected, 1e-13)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adagrad_against_torch(torch, weight_decay):
+    w, s = draw((5,)), [0.2] * 5
+    options = {"weight_decay": weight_decay, "initial_accumulator_value": 0.2, "eps": 1e-3}
+    expected = run_torch(torch, w, lambda p: torch.optim.Adagrad(p, 0.1, **options))
+    for step in range(1, 6):
+        ref.adagrad_update(w, draw((5,), step), s, None, lr=0.1, eps=1e-3, weight_decay=weight_decay)
+    assert_close(w, expected, 1e-13)
+
+
+def test_adagrad_with_momentum_by_hand():
+    """g = 3, then 4: steps of 3 / 3, then of 0.5 * 1 + 4 / 5, each times lr."""
+    w, s, v = [1.0], [0.0], [0.0]
+    for g in (3.0, 4.0):
+        ref.adagrad_update(w, [g], s, v, lr=0.1, eps=0.0, momentum=0.5)
+    assert (w, s, v) == (pytest.approx([1 - 0.1 - 0.13]), [25.0], pytest.approx([0.13]))
 
 
 def test_optimizers_refuse_lists_of_different_lengths():

@@ -104,7 +104,15 @@ def test_training_goes_on_after_load(saved):
 
 
 @pytest.mark.parametrize(
-    "loss", [cnn.CrossEntropy(), cnn.BinaryCrossEntropy(), cnn.MeanSquaredError()], ids=lambda loss: loss.name
+    "loss",
+    [
+        cnn.CrossEntropy(label_smoothing=0.2),
+        cnn.BinaryCrossEntropy(),
+        cnn.MeanSquaredError(),
+        cnn.MeanAbsoluteError(),
+        cnn.Huber(delta=0.25),
+    ],
+    ids=lambda loss: loss.name,
 )
 def test_every_loss_comes_back(loss, tmp_path):
     model = cnn.Sequential([cnn.Dense(3)])
@@ -113,6 +121,29 @@ def test_every_loss_comes_back(loss, tmp_path):
     model.save(tmp_path / "a")
     x, y = draw((4, 2)), np.eye(3)[[0, 1, 2, 0]]
     assert cnn.load(tmp_path / "a").evaluate(x, y) == model.evaluate(x, y)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        cnn.AdamW(0.02, (0.8, 0.9), 1e-3, 0.2, clip_value=0.5),
+        cnn.RMSprop(0.02, 0.9, 1e-3, 0.1, 0.5, centered=True),
+        cnn.Adagrad(0.02, 0.5, 0.1, 0.1, clip_norm=1.0),
+        cnn.AdagradMomentum(0.02, 0.5, weight_decay=0.1),
+    ],
+    ids=lambda optimizer: optimizer.name,
+)
+def test_every_optimizer_comes_back(optimizer, tmp_path):
+    model = cnn.Sequential([cnn.Dense(3)])
+    model.build((2,), seed=0)
+    model.compile(optimizer, "mse")
+    model.save(tmp_path / "a")
+    loaded = cnn.load(tmp_path / "a")
+    assert loaded._optimizer == optimizer
+    for m in (model, loaded):
+        m.fit(draw((4, 2)), draw((4, 3)), epochs=3, seed=0, verbose=0)
+    for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_model_that_is_not_compiled(tmp_path):

@@ -82,6 +82,10 @@ OPTIMIZERS = {
     "adam": lambda: cnn.Adam(0.01),
     "adam options": lambda: cnn.Adam(0.02, betas=(0.7, 0.9), eps=1e-3, weight_decay=0.1),
     "adam clips": lambda: cnn.Adam(0.01, eps=1e-4, clip_norm=0.5, clip_value=0.2),
+    "adamw": lambda: cnn.AdamW(0.01, eps=1e-3, weight_decay=0.3),
+    "rmsprop": lambda: cnn.RMSprop(0.01, eps=1e-2, momentum=0.5, centered=True, clip_norm=0.5),
+    "adagrad": lambda: cnn.Adagrad(0.05, lr_decay=0.3, initial_accumulator_value=0.1, clip_value=0.2),
+    "adagrad momentum": lambda: cnn.AdagradMomentum(0.02, eps=1e-2, weight_decay=0.1),
 }
 
 
@@ -109,6 +113,11 @@ def test_steps_equal_those_of_the_reference(name):
         ("binary_cross_entropy", [cnn.Sigmoid], np.array([[0, 1, 1]] * 4)),
         ("mse", [], draw((4, 3), 9)),
         ("mse", [cnn.Softmax], draw((4, 3), 9)),
+        ("mae", [], draw((4, 3), 9)),
+        ("huber", [], draw((4, 3), 9)),
+        (cnn.Huber(0.3), [], draw((4, 3), 9)),
+        (cnn.CrossEntropy(0.2), [cnn.Softmax], np.array([0, 2, 1, 2])),
+        (cnn.CrossEntropy(label_smoothing=0.1), [], np.eye(3)[[0, 2, 1, 2]]),
     ],
     ids=lambda v: str(v)[:40],
 )
@@ -188,6 +197,24 @@ PEERS = {
     "adam options": (
         lambda: cnn.Adam(0.01, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.05),
         lambda t, p: t.optim.Adam(p, 0.01, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.05),
+    ),
+    "adamw": (lambda: cnn.AdamW(eps=1e-3), lambda t, p: t.optim.AdamW(p, eps=1e-3)),
+    "adamw options": (
+        lambda: cnn.AdamW(0.01, (0.8, 0.95), 1e-3, 0.2),
+        lambda t, p: t.optim.AdamW(p, 0.01, (0.8, 0.95), 1e-3, 0.2),
+    ),
+    "rmsprop": (lambda: cnn.RMSprop(eps=1e-3), lambda t, p: t.optim.RMSprop(p, eps=1e-3)),
+    "rmsprop options": (
+        lambda: cnn.RMSprop(0.001, 0.8, 1e-2, 0.05, 0.9, True),
+        lambda t, p: t.optim.RMSprop(p, 0.001, 0.8, 1e-2, 0.05, 0.9, True),
+    ),
+    "adagrad": (
+        lambda: cnn.Adagrad(initial_accumulator_value=0.1),
+        lambda t, p: t.optim.Adagrad(p, initial_accumulator_value=0.1),
+    ),
+    "adagrad options": (
+        lambda: cnn.Adagrad(0.05, 0.5, 0.05, 0.1, 1e-3),
+        lambda t, p: t.optim.Adagrad(p, 0.05, 0.5, 0.05, 0.1, 1e-3),
     ),
     "clip_norm": (
         lambda: cnn.SGD(0.1, momentum=0.9, weight_decay=0.05, clip_norm=0.3),
@@ -648,7 +675,8 @@ def test_one_hot_labels_equal_integer_labels(dtype):
 
 def test_loss_and_optimizer_objects_equal_their_names():
     x, y = vectors()
-    pairs = [("sgd", cnn.SGD()), ("adam", cnn.Adam())]
+    pairs = [(name, optimizer()) for name, optimizer in cnn.optimizers.OPTIMIZERS.items()]
+    assert len(pairs) == 6
     for name, optimizer in pairs:
         models = [
             compiled(dense_net(), (4,), o, loss)
@@ -658,7 +686,13 @@ def test_loss_and_optimizer_objects_equal_their_names():
             model.train_on_batch(x, y)
         assert weights_equal(*models)
     target = np.eye(3)[y]
-    for name, loss in (("mse", cnn.MeanSquaredError()), ("binary_cross_entropy", cnn.BinaryCrossEntropy())):
+    objects = {
+        "mse": cnn.MeanSquaredError(),
+        "mae": cnn.MeanAbsoluteError(),
+        "huber": cnn.Huber(delta=1.0),
+        "binary_cross_entropy": cnn.BinaryCrossEntropy(),
+    }
+    for name, loss in objects.items():
         a, b = (compiled(dense_net(), (4,), loss=value).evaluate(x, target) for value in (name, loss))
         assert a == b
     assert cnn.SGD().lr == 0.01 and cnn.Adam().lr == 1e-3
@@ -854,6 +888,20 @@ def test_bad_compile(arguments, word):
         (lambda: cnn.Adam(betas=(0.9, 1.0)), "betas"),
         (lambda: cnn.Adam(betas=(0.9, 0.99, 0.999)), "betas"),
         (lambda: cnn.Adam(eps=-1e-8), "eps"),
+        (lambda: cnn.AdamW(weight_decay=-1), "adamw.*weight_decay"),
+        (lambda: cnn.AdamW(betas=(0.9, 1.0)), "adamw.*betas"),
+        (lambda: cnn.RMSprop(alpha=1.0), "alpha"),
+        (lambda: cnn.RMSprop(momentum=2), "momentum"),
+        (lambda: cnn.RMSprop(centered=1), "centered"),
+        (lambda: cnn.RMSprop(eps=-1), "eps"),
+        (lambda: cnn.Adagrad(lr_decay=-1), "lr_decay"),
+        (lambda: cnn.Adagrad(initial_accumulator_value=-1), "initial_accumulator_value"),
+        (lambda: cnn.AdagradMomentum(0.1, momentum=1.5), "momentum"),
+        (lambda: cnn.AdagradMomentum(0.1, eps="x"), "eps"),
+        (lambda: cnn.CrossEntropy(1.5), "label_smoothing"),
+        (lambda: cnn.CrossEntropy("a"), "label_smoothing"),
+        (lambda: cnn.Huber(0), "delta"),
+        (lambda: cnn.Huber(float("inf")), "delta"),
     ],
 )
 def test_bad_optimizers(make, word):
@@ -931,6 +979,8 @@ def test_bad_batches(name, x, y, word):
     [
         ("mse", np.zeros((6, 2)), r"\(6, 2\), expected \(6, 3\)"),
         ("mse", np.full((6, 3), np.nan), "finite"),
+        ("mae", np.full((6, 3), np.inf), "mae.*finite"),
+        ("huber", np.zeros((6, 2)), r"huber.*\(6, 2\)"),
         ("binary_cross_entropy", np.full((6, 3), 1.5), "0..1"),
         ("binary_cross_entropy", np.full((6, 3), np.nan), "NaN"),
         ("binary_cross_entropy", Y, r"\(6,\)"),

@@ -98,34 +98,37 @@ static void mean_loss(float *loss, const double *sums, int64_t count)
 
 static int64_t softmax_cross_entropy_workspace(const void *desc, int64_t threads)
 {
-    const pycnn_matrix *d = desc;
+    const pycnn_loss *d = desc;
     return sums_bytes() + threads * line_floats(d->columns) * (int64_t)sizeof(float);
 }
 
-/* The loss of a row z with target probabilities t; p, its exponentials, become its gradient times rows. */
-static float row_loss(float *p, const float *z, const float *t, float highest, float sum, int64_t columns)
+/* The loss of a row z with target probabilities t, or all at `label` where t is NULL, smoothed: (1 - smoothing) t +
+ * smoothing / columns. p, the row's exponentials, become the gradient of that. */
+static float row_loss(
+    float *p, const float *z, const float *t, int32_t label, float smoothing, float highest, float sum, int64_t columns)
 {
-    const float log_sum = logf(sum);
+    const float log_sum = logf(sum), kept = 1.0f - smoothing, spread = smoothing / (float)columns;
     float loss = 0, total = 0;
     for (int64_t c = 0; c < columns; c++) {
-        loss += t[c] != 0.0f ? t[c] * (log_sum + (highest - z[c])) : 0.0f;
-        total += t[c];
+        const float target = kept * (t ? t[c] : (float)(c == label)) + spread;
+        loss += target != 0.0f ? target * (log_sum + (highest - z[c])) : 0.0f;
+        total += target;
     }
     for (int64_t c = 0; c < columns; c++)
-        p[c] = p[c] / sum * total - t[c];
+        p[c] = p[c] / sum * total - (kept * (t ? t[c] : (float)(c == label)) + spread);
     return loss;
 }
 
-/* loss, dlogits or NULL, logits, labels (int32) or NULL, targets (rows of probabilities) or NULL */
+/* loss, dlogits or NULL, logits, labels (int32) or NULL, targets (rows of probabilities) or NULL, weights of the rows
+ * or NULL */
 static void softmax_cross_entropy(const void *desc, void *const *args)
 {
-    const pycnn_matrix own = *(const pycnn_matrix *)desc, *d = &own;
+    const pycnn_loss own = *(const pycnn_loss *)desc, *d = &own;
     float *dlogits = args[1];
-    const float *logits = args[2], *targets = args[4];
+    const float *logits = args[2], *targets = args[4], *weights = args[5], smoothing = d->parameter;
     const int32_t *labels = args[3];
-    double *sums = args[5];
+    double *sums = args[6];
     float *spare = (float *)(sums + LOSS_SLICES) + omp_get_thread_num() * line_floats(d->columns);
-    const float share = 1.0f / (float)d->rows;
 #pragma omp for schedule(static)
     for (int64_t slice = 0; slice < LOSS_SLICES; slice++) {
         const int64_t last = part_start(d->rows, slice + 1, LOSS_SLICES);
@@ -134,12 +137,14 @@ static void softmax_cross_entropy(const void *desc, void *const *args)
             const float *z = logits + i * d->columns;
             float *p = dlogits ? dlogits + i * d->columns : spare;
             const float highest = row_max(z, d->columns), sum = exp_row(p, z, highest, d->columns);
-            if (!labels) {
-                loss += row_loss(p, z, targets + i * d->columns, highest, sum, d->columns);
+            const float weight = weights ? weights[i] : 1.0f, share = weight / (float)d->rows;
+            if (!labels || smoothing != 0.0f) {
+                const float *t = labels ? NULL : targets + i * d->columns;
+                loss += weight * row_loss(p, z, t, labels ? labels[i] : 0, smoothing, highest, sum, d->columns);
                 scale_row(p, share, d->columns);
                 continue;
             }
-            loss += logf(sum) + (highest - z[labels[i]]);
+            loss += weight * (logf(sum) + (highest - z[labels[i]]));
             if (dlogits) {
                 scale_row(p, share / sum, d->columns);
                 p[labels[i]] -= share;
@@ -150,60 +155,103 @@ static void softmax_cross_entropy(const void *desc, void *const *args)
     mean_loss(args[0], sums, d->rows);
 }
 
-static int64_t binary_cross_entropy_workspace(const void *desc, int64_t threads)
+/* The losses of elements y with targets t, and their derivatives. */
+typedef struct { vec loss, slope; } element_losses;
+
+INLINE element_losses squared_error(vec y, vec t, float delta)
 {
-    (void)desc;
-    (void)threads;
-    return sums_bytes();
+    (void)delta;
+    return (element_losses){ (y - t) * (y - t), 2.0f * (y - t) };
 }
 
-/* loss, dlogits or NULL, logits, targets: mean of max(z, 0) - z t + log(1 + exp(-|z|)) */
-static void binary_cross_entropy(const void *desc, void *const *args)
+INLINE element_losses absolute_error(vec y, vec t, float delta)
 {
-    const pycnn_matrix *d = desc;
-    float *dlogits = args[1];
-    const float *logits = args[2], *targets = args[3];
-    double *sums = args[4];
-    const int64_t count = d->rows * d->columns;
-#pragma omp for schedule(static)
-    for (int64_t slice = 0; slice < LOSS_SLICES; slice++) {
-        const int64_t last = part_start(count, slice + 1, LOSS_SLICES);
-        double loss = 0;
-        for (int64_t at = part_start(count, slice, LOSS_SLICES); at < last; at++) {
-            const float z = logits[at], t = targets[at], small = expf(-fabsf(z));
-            loss += (z < 0 ? 0 : z) - z * t + log1pf(small);
-            if (dlogits)
-                dlogits[at] = ((z >= 0 ? 1.0f : small) / (1.0f + small) - t) / (float)count;
-        }
-        sums[slice] = loss;
-    }
-    mean_loss(args[0], sums, count);
+    (void)delta;
+    const vec e = y - t;
+    return (element_losses){ vec_abs(e), where(e == 0.0f, e, vec_copysign(splat(1), e)) };
 }
 
-static int64_t mse_workspace(const void *desc, int64_t threads)
+/* Huber 1964: a parabola up to delta, a line beyond. */
+INLINE element_losses huber_error(vec y, vec t, float delta)
 {
-    return binary_cross_entropy_workspace(desc, threads);
+    const vec e = y - t, size = vec_abs(e);
+    const ivec near = size <= delta;
+    return (element_losses){ where(near, 0.5f * e * e, delta * (size - 0.5f * delta)),
+        where(near, e, vec_copysign(splat(delta), e)) };
 }
 
-/* loss, dy or NULL, y, targets: mean of (y - t)^2 */
-static void mse(const void *desc, void *const *args)
+/* log(1 + x) for x in 0..1 = 2 artanh(x / (2 + x)), whose series ends here at 1e-9. */
+INLINE vec vec_log1p_unit(vec x)
 {
-    const pycnn_matrix *d = desc;
-    float *dy = args[1];
-    const float *y = args[2], *targets = args[3];
-    double *sums = args[4];
-    const int64_t count = d->rows * d->columns;
-#pragma omp for schedule(static)
-    for (int64_t slice = 0; slice < LOSS_SLICES; slice++) {
-        const int64_t last = part_start(count, slice + 1, LOSS_SLICES);
-        double loss = 0;
-        for (int64_t at = part_start(count, slice, LOSS_SLICES); at < last; at++) {
-            const float difference = y[at] - targets[at];
-            loss += (double)difference * difference;
+    const vec t = x / (2.0f + x), s = t * t;
+    vec sum = splat(1.0f / 15);
+    UNROLL for (int odd = 13; odd > 0; odd -= 2)
+        sum = sum * s + 1.0f / (float)odd;
+    return 2.0f * t * sum;
+}
+
+/* max(z, 0) - z t + log(1 + exp(-|z|)) */
+INLINE element_losses logistic_error(vec z, vec t, float delta)
+{
+    (void)delta;
+    const vec small = vec_exp_negative(-vec_abs(z)), highest = where(z < 0.0f, splat(0), z);
+    return (element_losses){ highest - z * t + vec_log1p_unit(small), vec_sigmoid(z) - t };
+}
+
+enum { LOSS_BLOCK = 64 * VL };
+
+/* The sum of the losses of n elements; dy, if not NULL, becomes their derivatives times share. */
+INLINE double sum_of_elements(float *dy, const float *y, const float *t, int64_t n, float share, float delta,
+    element_losses (*const error)(vec, vec, float))
+{
+    double sum = 0;
+    for (int64_t i0 = 0; i0 < n; i0 += LOSS_BLOCK) {
+        vec sums = splat(0);
+        for (int64_t i = i0; i < MIN(n, i0 + LOSS_BLOCK); i += VL) {
+            const element_losses e = error(load_n(y + i, n - i), load_n(t + i, n - i), delta);
+            sums = sums + (n - i < VL ? (vec)((ivec)e.loss & lanes_below(n - i)) : e.loss);
             if (dy)
-                dy[at] = 2.0f * difference / (float)count;
+                store_n(dy + i, e.slope * share, n - i);
+        }
+        sum += lane_sum(sums);
+    }
+    return sum;
+}
+
+/* loss, dy or NULL, y, targets, weights of the rows or NULL: the mean over all elements. */
+INLINE void mean_of_elements(const void *desc, void *const *args, element_losses (*const error)(vec, vec, float))
+{
+    const pycnn_loss own = *(const pycnn_loss *)desc, *d = &own;
+    float *dy = args[1];
+    const float *y = args[2], *targets = args[3], *weights = args[4];
+    double *sums = args[5];
+    const int64_t count = d->rows * d->columns, columns = weights ? d->columns : count;
+#pragma omp for schedule(static)
+    for (int64_t slice = 0; slice < LOSS_SLICES; slice++) {
+        const int64_t last = part_start(count, slice + 1, LOSS_SLICES);
+        double loss = 0;
+        for (int64_t at = part_start(count, slice, LOSS_SLICES), end; at < last; at = end) {
+            const int64_t row = at / columns;
+            const float weight = weights ? weights[row] : 1.0f, share = weight / (float)count;
+            end = MIN(last, (row + 1) * columns);
+            float *to = dy ? dy + at : NULL;
+            loss += weight * sum_of_elements(to, y + at, targets + at, end - at, share, d->parameter, error);
         }
         sums[slice] = loss;
     }
     mean_loss(args[0], sums, count);
 }
+
+#define MEAN_OF_ELEMENTS(name, error) \
+    static int64_t name##_workspace(const void *desc, int64_t threads) \
+    { \
+        (void)desc; \
+        (void)threads; \
+        return sums_bytes(); \
+    } \
+    static void name(const void *desc, void *const *args) { mean_of_elements(desc, args, error); }
+
+MEAN_OF_ELEMENTS(binary_cross_entropy, logistic_error)
+MEAN_OF_ELEMENTS(mse, squared_error)
+MEAN_OF_ELEMENTS(mae, absolute_error)
+MEAN_OF_ELEMENTS(huber, huber_error)

@@ -43,13 +43,15 @@ INLINE vec vec_sqrt(vec v)
     return v;
 }
 
-/* w, first moment, second moment, gradient, state (Kingma and Ba 2015, algorithm 1). */
+/* w, first moment, second moment, gradient, state (Kingma and Ba 2015, algorithm 1; with decoupled_decay Loshchilov and
+ * Hutter 2019, algorithm 2). */
 static void adam(const void *desc, void *const *args)
 {
     const pycnn_update own = *(const pycnn_update *)desc, *d = &own;
     float *weights = args[0], *first = args[1], *second = args[2];
     const float *gradients = args[3], *state = args[4];
     const float rate = state[LEARNING_RATE] / state[CORRECTION_1], root = state[CORRECTION_2];
+    const float kept = 1.0f - state[LEARNING_RATE] * d->decoupled_decay;
 #pragma omp for schedule(static)
     for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
         for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
@@ -59,7 +61,59 @@ static void adam(const void *desc, void *const *args)
             const vec v = d->beta2 * load_n(second + i, n) + d->rest2 * g * g;
             store_n(first + i, m, n);
             store_n(second + i, v, n);
-            store_n(weights + i, w - rate * m / (vec_sqrt(v) / root + d->eps), n);
+            store_n(weights + i, kept * w - rate * m / (vec_sqrt(v) / root + d->eps), n);
+        }
+}
+
+/* w, mean of squares, mean of gradients or NULL (not centred), velocity or NULL, gradient, state.
+ * s = beta2 s + (1 - beta2) g^2;  v = momentum v + g / (sqrt(s - mean^2) + eps);  w -= lr v. */
+static void rmsprop(const void *desc, void *const *args)
+{
+    const pycnn_update own = *(const pycnn_update *)desc, *d = &own;
+    float *weights = args[0], *squares = args[1], *means = args[2], *velocities = args[3];
+    const float *gradients = args[4], *state = args[5], rate = state[LEARNING_RATE];
+#pragma omp for schedule(static)
+    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
+        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
+            const int64_t n = d->size - i;
+            const vec w = load_n(weights + i, n), g = used_gradient(d, state, gradients + i, w, n);
+            const vec s = d->beta2 * load_n(squares + i, n) + d->rest2 * g * g;
+            vec variance = s;
+            store_n(squares + i, s, n);
+            if (means) {
+                const vec old = load_n(means + i, n), m = old + d->rest2 * (g - old);
+                store_n(means + i, m, n);
+                variance = vec_max(s - m * m, splat(0)); /* rounding may take it below */
+            }
+            vec step = g / (vec_sqrt(variance) + d->eps);
+            if (velocities) {
+                step = d->momentum * load_n(velocities + i, n) + step;
+                store_n(velocities + i, step, n);
+            }
+            store_n(weights + i, w - rate * step, n);
+        }
+}
+
+/* w, sum of squares, velocity or NULL, gradient, state (Duchi, Hazan and Singer 2011).
+ * s += g^2;  v = momentum v + lr g / (sqrt(s) + eps);  w -= v. */
+static void adagrad(const void *desc, void *const *args)
+{
+    const pycnn_update own = *(const pycnn_update *)desc, *d = &own;
+    float *weights = args[0], *squares = args[1], *velocities = args[2];
+    const float *gradients = args[3], *state = args[4], rate = state[LEARNING_RATE];
+#pragma omp for schedule(static)
+    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
+        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
+            const int64_t n = d->size - i;
+            const vec w = load_n(weights + i, n), g = used_gradient(d, state, gradients + i, w, n);
+            const vec s = load_n(squares + i, n) + g * g;
+            vec step = rate * g / (vec_sqrt(s) + d->eps);
+            store_n(squares + i, s, n);
+            if (velocities) {
+                step = d->momentum * load_n(velocities + i, n) + step;
+                store_n(velocities + i, step, n);
+            }
+            store_n(weights + i, w - step, n);
         }
 }
 

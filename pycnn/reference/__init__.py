@@ -21,9 +21,16 @@ from pycnn.reference.elementwise import (
 )
 from pycnn.reference.gemm import dense, dense_backward, gemm
 from pycnn.reference.lcg import LCG
-from pycnn.reference.loss import binary_cross_entropy, mse, softmax_cross_entropy
+from pycnn.reference.loss import (
+    binary_cross_entropy,
+    cross_entropy,
+    huber,
+    mae,
+    mse,
+    softmax_cross_entropy,
+)
 from pycnn.reference.norm import BatchNormCache, batch_norm, batch_norm_backward
-from pycnn.reference.optimizer import adam_update, sgd_update
+from pycnn.reference.optimizer import adagrad_update, adam_update, rmsprop_update, sgd_update
 from pycnn.reference.pool import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -49,6 +56,7 @@ __all__ = [
     "Tensor",
     "activation",
     "activation_backward",
+    "adagrad_update",
     "adam_update",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool2d_backward",
@@ -64,6 +72,7 @@ __all__ = [
     "conv2d_backward",
     "conv_transpose2d",
     "conv_transpose2d_backward",
+    "cross_entropy",
     "dense",
     "dense_backward",
     "dropout",
@@ -71,12 +80,15 @@ __all__ = [
     "gemm",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
+    "huber",
+    "mae",
     "max_pool2d",
     "max_pool2d_backward",
     "mse",
     "philox4x32",
     "scale_channels",
     "scale_channels_backward",
+    "rmsprop_update",
     "sgd_update",
     "softmax",
     "softmax_backward",
