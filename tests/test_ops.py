@@ -200,6 +200,34 @@ def test_conv2d_of_many_panels_of_filters(filters):
     check_conv2d((1, filters, 2, 3), (2, filters, 1, 1))
 
 
+@pytest.mark.parametrize("filters", [1, 2, 3, 4, 5, VL - 1, VL + 1, 2 * VL])
+@pytest.mark.parametrize(
+    ("x_shape", "kernel", "options"),
+    [
+        # Rows of outputs that begin vectors, and rows that follow each other.
+        ((3, 1, 2 * VL, 2 * VL), (3, 3), {"padding": 1}),
+        ((2, 3, 9, VL + 3), (2, 3), {}),
+        ((2, 5, 7, 3), (3, 2), {"padding": ((1, 0), (0, 1))}),
+        # Columns in phases, of which the last taps reach one or none.
+        ((2, 1, 11, 40), (4, 3), {"stride": (2, 3), "padding": ((2, 0), (0, 3))}),
+        ((1, 2, 9, 33), (2, 2), {"stride": (1, 4)}),
+        ((1, 4, 12, 33), (2, 3), {"stride": (3, 2), "dilation": (3, 2), "padding": 2}),
+        ((1, 1, 13, 20), (3, 3), {"dilation": (1, 3), "padding": ((0, 7), (5, 0))}),
+        # A kernel as large as the image, one column, one pixel.
+        ((3, 2, 5, 6), (5, 6), {}),
+        ((1, 3, 40, 1), (3, 1), {"padding": ((1, 1), (0, 0))}),
+        ((2, 17, 1, 1), (3, 3), {"padding": 1}),
+        # Bands of different length, of one row, and the sums of several slices.
+        ((2, 1, 90, 101), (3, 3), {"padding": 1}),
+        ((1, 3, 7, 1500), (2, 3), {"stride": (2, 1)}),
+        ((7, 2, 70, 60), (3, 2), {"padding": ((0, 1), (0, 1))}),
+    ],
+    ids=label,
+)
+def test_conv2d_of_few_filters(filters, x_shape, kernel, options):
+    check_conv2d(x_shape, (filters, x_shape[1], *kernel), **options)
+
+
 @pytest.mark.parametrize("pixels", [5, 6, 7, 11, 12, 13, 14, 15, 49, 97, 113, 225])
 def test_conv2d_pixels_around_the_tiles(pixels):
     check_conv2d((1, 16, 1, pixels), (VL + 2, 16, 1, 3), padding=((0, 0), (1, 1)))

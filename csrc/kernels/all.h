@@ -7,6 +7,7 @@
 #include "outer.h"
 #include "gemm.h"
 #include "few_channels.h"
+#include "planar.h"
 #include "conv2d.h"
 #include "winograd.h"
 #include "winograd_weights.h"

@@ -80,17 +80,32 @@ static product conv2d_product(const pycnn_conv2d *d)
     return p;
 }
 
+/* Forward that would leave lanes of a vector of filters empty, or that has so few channels that what a pixel costs
+ * besides its sums counts: planar.h fills its vectors with pixels, unless rows are so short that more lanes are lost. */
+static int is_planar(const pycnn_conv2d *d)
+{
+    const int64_t terms = d->c * d->r * d->s;
+    return d->groups == 1 && terms <= PLANAR_TERMS && (d->k < VL || d->c * d->k <= 4 * VL) && fits_planar(d);
+}
+/* The gradient of the weights gains by it if each float that is copied is read more than once. */
+static int is_planar_gradient(const pycnn_conv2d *d)
+{
+    return is_planar(d) && d->k < VL && d->r * d->s >= 2 * d->stride_h * d->stride_w;
+}
+
 static int64_t pack_conv2d_workspace(const void *desc, int64_t threads)
 {
     const product p = conv2d_product(desc);
     (void)threads;
-    return packed_bytes(&p);
+    return is_planar(desc) ? 0 : packed_bytes(&p);
 }
 
-/* w, packed */
+/* w, packed; planar.h brings its few weights into order on each call */
 static void pack_conv2d(const void *desc, void *const *args)
 {
     product p = conv2d_product(desc);
+    if (is_planar(desc))
+        return;
     p.w = args[0];
     pack_weights(&p, args[1]);
 #pragma omp barrier
@@ -98,6 +113,8 @@ static void pack_conv2d(const void *desc, void *const *args)
 
 static int64_t conv2d_workspace(const void *desc, int64_t threads)
 {
+    if (is_planar(desc))
+        return planar_workspace(desc, threads);
     const product p = conv2d_product(desc);
     return padded_floats(desc) * (int64_t)sizeof(float) + product_workspace(&p, threads);
 }
@@ -106,6 +123,10 @@ static int64_t conv2d_workspace(const void *desc, int64_t threads)
 static void conv2d(const void *desc, void *const *args)
 {
     const pycnn_conv2d *d = desc;
+    if (is_planar(d)) {
+        planar_run(d, args[0], args[1], args[2], args[3], args[5]);
+        return;
+    }
     product p = conv2d_product(d);
     float *workspace = args[5];
     p.out = args[0];
@@ -181,6 +202,8 @@ static outer backward_weights_outer(const pycnn_conv2d *d)
 
 static int64_t conv2d_backward_weights_workspace(const void *desc, int64_t threads)
 {
+    if (is_planar_gradient(desc))
+        return planar_weights_workspace(desc, threads);
     const outer p = backward_weights_outer(desc);
     return padded_floats(desc) * (int64_t)sizeof(float) + outer_workspace(&p, threads);
 }
@@ -189,6 +212,10 @@ static int64_t conv2d_backward_weights_workspace(const void *desc, int64_t threa
 static void conv2d_backward_weights(const void *desc, void *const *args)
 {
     const pycnn_conv2d *d = desc;
+    if (is_planar_gradient(d)) {
+        planar_weights_run(d, args[0], args[1], args[2], args[3]);
+        return;
+    }
     outer p = backward_weights_outer(d);
     float *workspace = args[3];
     p.dw = args[0];
