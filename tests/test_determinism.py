@@ -91,7 +91,7 @@ IMAGE_CASES = {
     "conv2d rows of taps": conv2d((3, 3, 41, 40), (40, 3, 7, 7), padding=((3, 2), (2, 3)), stride=2),
     "conv2d of few channels, one image": conv2d((1, 2, 90, 80), (20, 2, 5, 5), stride=2, padding=2),
     "conv2d of few filters": conv2d((5, 3, 70, 61), (3, 3, 5, 4), padding=2),
-    "conv2d of few filters, one image": conv2d((1, 1, 90, 80), (3, 1, 3, 3), stride=(1, 2)),
+    "conv2d of few filters, one image": conv2d((1, 2, 150, 160), (3, 2, 5, 5), stride=(1, 2)),
     "conv2d of small images": conv2d((70, 20, 7, 7), (30, 20, 3, 3), padding=1),
     "conv2d of wide pixels": conv2d((6, 300, 15, 14), (40, 300, 3, 3), padding=1, stride=2),
     "conv2d 1x1": conv2d((5, 100, 15, 17), (70, 100, 1, 1)),

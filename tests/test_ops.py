@@ -217,6 +217,8 @@ def test_conv2d_of_many_panels_of_filters(filters):
         ((3, 2, 5, 6), (5, 6), {}),
         ((1, 3, 40, 1), (3, 1), {"padding": ((1, 1), (0, 0))}),
         ((2, 17, 1, 1), (3, 3), {"padding": 1}),
+        # More padding than the kernel reaches, which crops the gradient.
+        ((2, 2, 3, 4), (2, 3), {"padding": ((4, 1), (3, 5))}),
         # Bands of different length, of one row, and the sums of several slices.
         ((2, 1, 90, 101), (3, 3), {"padding": 1}),
         ((1, 3, 7, 1500), (2, 3), {"stride": (2, 1)}),

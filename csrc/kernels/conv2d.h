@@ -81,11 +81,11 @@ static product conv2d_product(const pycnn_conv2d *d)
 }
 
 /* Forward that would leave lanes of a vector of filters empty, or that has so few channels that what a pixel costs
- * besides its sums counts: planar.h fills its vectors with pixels, unless rows are so short that more lanes are lost. */
+ * besides its sums counts: planar.h fills its vectors with pixels. */
 static int is_planar(const pycnn_conv2d *d)
 {
-    const int64_t terms = d->c * d->r * d->s;
-    return d->groups == 1 && terms <= PLANAR_TERMS && (d->k < VL || d->c * d->k <= 4 * VL) && fits_planar(d);
+    const int is_thin = d->k < VL || (d->k <= PANEL && d->c * d->k <= 4 * VL);
+    return d->groups == 1 && is_thin && d->c * d->r * d->s <= PLANAR_TERMS && fits_planar(d);
 }
 /* The gradient of the weights gains by it if each float that is copied is read more than once. */
 static int is_planar_gradient(const pycnn_conv2d *d)
@@ -155,8 +155,32 @@ static int has_few_channels(const pycnn_conv2d *d)
     return d->groups == 1 && d->c < (TILE_ROWS < 8 ? PANEL : VL);
 }
 
+/* With stride 1, backward-data is a forward convolution of dy with the filters turned around. */
+static pycnn_conv2d turned(const pycnn_conv2d *d)
+{
+    pycnn_conv2d t = *d;
+    t.c = d->k, t.h = d->oh, t.w = d->ow;
+    t.k = d->c, t.oh = d->h, t.ow = d->w;
+    t.pad_top = (d->r - 1) * d->dilation_h - d->pad_top;
+    t.pad_left = (d->s - 1) * d->dilation_w - d->pad_left;
+    t.w_tap = -d->w_tap, t.w_c = d->w_k, t.w_k = d->w_c;
+    return t;
+}
+static const float *turned_weights(const pycnn_conv2d *d, const float *w) { return w + (d->r * d->s - 1) * d->w_tap; }
+
+/* Of many filters, few_channels.h copies less. */
+static int is_planar_data(const pycnn_conv2d *d)
+{
+    const pycnn_conv2d t = turned(d);
+    return d->stride_h == 1 && d->stride_w == 1 && MAX(d->c, d->k) < VL && is_planar(&t);
+}
+
 static int64_t conv2d_backward_data_workspace(const void *desc, int64_t threads)
 {
+    if (is_planar_data(desc)) {
+        const pycnn_conv2d t = turned(desc);
+        return planar_workspace(&t, threads);
+    }
     if (has_few_channels(desc))
         return spread_workspace(desc, threads);
     const product p = backward_data_product(desc);
@@ -166,12 +190,18 @@ static int64_t conv2d_backward_data_workspace(const void *desc, int64_t threads)
 /* dx, dy, w */
 static void conv2d_backward_data(const void *desc, void *const *args)
 {
-    if (has_few_channels(desc)) {
-        const axis h = reversed(horizontal(desc));
-        spread_run(desc, &h, args[0], args[1], args[2], args[3]);
+    const pycnn_conv2d *d = desc;
+    if (is_planar_data(d)) {
+        const pycnn_conv2d t = turned(d);
+        planar_run(&t, args[0], args[1], turned_weights(d, args[2]), NULL, args[3]);
         return;
     }
-    product p = backward_data_product(desc);
+    if (has_few_channels(d)) {
+        const axis h = reversed(horizontal(d));
+        spread_run(d, &h, args[0], args[1], args[2], args[3]);
+        return;
+    }
+    product p = backward_data_product(d);
     p.out = args[0];
     p.in = args[1];
     p.w = args[2];

@@ -1,4 +1,4 @@
-/* Convolution to few filters, and its gradient of the weights.
+/* Convolution to few filters, and its gradient of the weights; with few channels, too, the gradient of the input.
  *
  * Vectors over few filters would be mostly empty, so here a vector holds neighbouring outputs of a row. The rows of
  * x that a band of outputs reads are copied to planes [c][phase][row][pitch], the padding to zeros around them and
@@ -9,7 +9,7 @@
  *     dw[tap][k]    = sum over vectors, their lanes: planes[place[vector] + offset[tap]] * dy[k][vector]
  *
  *     for each image, band of its rows of outputs:                                      shared among threads
- *         copy its part of x to planes                                                  L1
+ *         copy its part of x to planes                                                  L1 or L2
  *         forward:  for each tile of filters, of vectors: sum over taps                 accumulators in registers
  *                   transpose y's planes to pixels
  *         gradient: transpose dy's pixels to planes, zeros between the rows
@@ -19,7 +19,7 @@
  * other as the planes' rows do, what lies between them being computed in vain. Each output is one sum in the order
  * of the taps; a slice is some bands, cut and added up by shapes alone. */
 
-enum { PLANAR_FLOATS = 7168, MOST_PLANAR_FLOATS = 65536, PLANAR_FILTERS = 4, PLANAR_VECTORS = 8 };
+enum { PLANAR_FLOATS = 12288, MOST_PLANAR_FLOATS = 65536, PLANAR_FILTERS = 4, PLANAR_VECTORS = 8 };
 enum { PLANAR_SUMS = 2 * TILE_ROWS, PLANAR_TERMS = 576, PLANAR_SLICES = 16, PLANAR_SLICE_WORK = 200000 };
 
 typedef struct {
@@ -57,11 +57,12 @@ static planar_cut cut_planar(const pycnn_conv2d *d)
     return c;
 }
 
-/* Whether a band stays near, and no more lanes are computed than with vectors of filters. */
+/* Whether a band stays near, and at most a third more lanes are computed than with vectors of filters. */
 static int fits_planar(const pycnn_conv2d *d)
 {
     const planar_cut c = cut_planar(d);
-    return c.x_floats <= MOST_PLANAR_FLOATS && c.bands * c.y_plane * d->k <= d->oh * d->ow * round_up(d->k, VL);
+    const int64_t lanes = c.bands * c.y_plane * d->k;
+    return c.x_floats <= MOST_PLANAR_FLOATS && 3 * lanes <= 4 * d->oh * d->ow * round_up(d->k, VL);
 }
 
 static int64_t planar_workspace(const pycnn_conv2d *d, int64_t threads)
@@ -162,8 +163,8 @@ INLINE void join_planar_rows(const planar *p, int64_t *rows, int64_t *width)
     *width = one ? p->rows * p->d->ow : p->d->ow;
 }
 
-/* A tile: for some filters, and n vectors, the sum over i of a[i][filter] * the vector at x[n] + at[i]. Forward, i is a
- * tap and a[i][filter] a weight; for the gradient, n is a tap and a[i][filter] a vector of dy. */
+/* A tile: for some filters, and n vectors, the sum over i of a[i][filter] * the vector at x[n] + at[i]. Forward, i is
+ * a tap and a[i][filter] a weight; for the gradient, n is a tap and a[i][filter] a vector of dy. */
 typedef struct {
     const float *x[PLANAR_VECTORS];
     const int64_t *at;
