@@ -202,9 +202,11 @@ INLINE void planar_sums(const int filters, const int n, const int gradient, cons
             }
         }
     }
-    UNROLL for (int k = 0; k < filters; k++) {
-        float *y = t->y + k * t->y_row;
-        const vec shift = splat(t->bias ? t->bias[k] : 0);
+    const float *bias = t->bias;
+    float *y = t->y;
+    const int64_t y_row = t->y_row;
+    UNROLL for (int k = 0; k < filters; k++, y += y_row) {
+        const vec shift = splat(bias ? bias[k] : 0);
         UNROLL for (int j = 0; j < n; j++)
             store(y + j * VL, acc[k][j] + (gradient ? load(y + j * VL) : shift));
     }
