@@ -172,6 +172,7 @@ typedef struct {
     const float *a, *bias;
     float *y;
     int64_t a_row, y_row;                         /* from filter to filter; weights lie next to each other */
+    pycnn_epilogue epilogue;
 } planar_tile;
 
 INLINE void planar_sums(const int filters, const int n, const int gradient, const planar_tile *t)
@@ -205,10 +206,13 @@ INLINE void planar_sums(const int filters, const int n, const int gradient, cons
     const float *bias = t->bias;
     float *y = t->y;
     const int64_t y_row = t->y_row;
+    const pycnn_epilogue epilogue = t->epilogue;
     UNROLL for (int k = 0; k < filters; k++, y += y_row) {
         const vec shift = splat(bias ? bias[k] : 0);
-        UNROLL for (int j = 0; j < n; j++)
-            store(y + j * VL, acc[k][j] + (gradient ? load(y + j * VL) : shift));
+        UNROLL for (int j = 0; j < n; j++) {
+            const vec sum = acc[k][j] + (gradient ? load(y + j * VL) : shift);
+            store(y + j * VL, epilogue.rectifies ? rectify(sum, epilogue.slope) : sum);
+        }
     }
 }
 
@@ -265,7 +269,7 @@ static void pack_planar(const pycnn_conv2d *d, const float *w, float *packed)
 static void sum_taps(const planar *p, const float *packed, const float *bias)
 {
     const int64_t vectors = planar_vectors(p->d, p->c, p->rows), tiles = planar_tiles(p->d), k = p->d->k;
-    planar_tile t = { .at = p->offset, .terms = p->c->taps, .y_row = p->c->y_plane };
+    planar_tile t = { .at = p->offset, .terms = p->c->taps, .y_row = p->c->y_plane, .epilogue = p->d->epilogue };
     for (int64_t tile = 0; tile < tiles; tile++) {
         const int64_t first = part_start(k, tile, tiles), filters = part_start(k, tile + 1, tiles) - first;
         const int64_t parts = ceil_div(vectors, planar_width(filters));
