@@ -161,6 +161,25 @@ def conv_transpose2d(
         b.call("add_bias", [y, bias], ELEMENT_WORK * rows * g.c, rows=rows, columns=g.c)
 
 
+def is_depthwise(g: shapes.Conv2D) -> bool:
+    """Whether depthwise.h convolves contiguous planes (N, C, H, W) as they are, without transpositions."""
+    return 1 < g.groups == g.c == g.k
+
+
+def depthwise_conv2d(
+    b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buffer, w: Buffer, bias: Optional
+) -> None:
+    b.call("depthwise_conv2d", [y, x, w, bias], _conv_work(g), **asdict(g), **strides)
+
+
+def depthwise_conv2d_backward(
+    b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dw: Buffer, db: Buffer,
+    dy: Buffer, x: Buffer, w: Buffer,
+) -> None:  # fmt: skip
+    b.call("depthwise_conv2d_backward_data", [dx, dy, w], _conv_work(g), **asdict(g), **strides)
+    b.call("depthwise_conv2d_backward_weights", [dw, db, x, dy], _conv_work(g), **asdict(g), **strides)
+
+
 def column_sums(b: PlanBuilder, rows: int, columns: int, out: Buffer, x: Buffer) -> None:
     b.call("column_sums", [out, x], ELEMENT_WORK * rows * columns, rows=rows, columns=columns)
 

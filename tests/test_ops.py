@@ -412,6 +412,32 @@ def test_conv2d_of_groups_lets_a_nan_out_only_where_its_window_reaches():
         assert (np.isnan(ops.conv2d(x, w, groups=5, padding=1)) == reached).all()
 
 
+@pytest.mark.parametrize("width", [1, VL - 1, VL, VL + 1, 2 * VL + 3, 3 * VL, 4 * VL + 1, 7 * VL, 8 * VL, 8 * VL + 1])
+def test_conv2d_depthwise_rows_around_the_vector_width(width):
+    """Contiguous planes: several rows at once up to 4 vectors, then blocks of 8; of one, two and three phases."""
+    for kernel, stride in (((3, 3), 1), ((2, 3), 2), ((3, 4), 3)):
+        check_conv2d((2, 3, 11, stride * width), (3, 1, *kernel), groups=3, stride=stride, padding=kernel[1] // 2)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "kernel", "options"),
+    [
+        # Several bands of rows, forward and in phases; rows too long for one.
+        ((1, 2, 300, 130), (3, 3), {"padding": 1}),
+        ((1, 2, 301, 131), (5, 3), {"padding": 2, "stride": 2}),
+        ((2, 2, 300, 130), (3, 2), {"padding": ((70, 0), (0, 9)), "dilation": (30, 3), "stride": (3, 1)}),
+        ((1, 2, 20, 2000), (3, 3), {"padding": ((1, 1), (2, 0)), "stride": (1, 2)}),
+        # Bands and rows that read padding alone; strides beyond the kernel and the image.
+        ((1, 2, 3, 3), (3, 3), {"padding": 40}),
+        ((2, 3, 7, 9), (2, 2), {"stride": 5, "padding": ((4, 0), (0, 6))}),
+        ((1, 3, 2, 3), (2, 2), {"stride": 9, "padding": 1}),
+    ],
+    ids=label,
+)
+def test_conv2d_depthwise_bands(x_shape, kernel, options):
+    check_conv2d(x_shape, (x_shape[1], 1, *kernel), groups=x_shape[1], **options)
+
+
 def test_conv2d_depthwise_of_many_rows():
     """More rows of outputs than the slices of a sum."""
     for channels in (5, 9 * VL + 1):

@@ -12,6 +12,7 @@
 #include "winograd.h"
 #include "winograd_weights.h"
 #include "grouped.h"
+#include "depthwise.h"
 #include "pool.h"
 #include "resize.h"
 #include "elementwise.h"
