@@ -161,23 +161,39 @@ def conv_transpose2d(
         b.call("add_bias", [y, bias], ELEMENT_WORK * rows * g.c, rows=rows, columns=g.c)
 
 
-def is_depthwise(g: shapes.Conv2D) -> bool:
-    """Whether depthwise.h convolves contiguous planes (N, C, H, W) as they are, without transpositions."""
-    return 1 < g.groups == g.c == g.k
+# From this many pixels on, the last vectors of a plane, which are not full, cost little.
+PLANE_PIXELS = 32
 
 
-def depthwise_conv2d(
+def _planes_path(g: shapes.Conv2D, depthwise: str, pointwise: str) -> str | None:
+    """The kernel of two that convolves contiguous planes (N, C, H, W) as they are; None: both need others."""
+    if 1 < g.groups == g.c == g.k:
+        return depthwise
+    plain = (g.r, g.s, g.stride_h, g.stride_w, g.groups) == (1, 1, 1, 1, 1)
+    return pointwise if plain and (g.h, g.w) == (g.oh, g.ow) and g.h * g.w >= PLANE_PIXELS else None
+
+
+def planes_conv2d(
     b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buffer, w: Buffer, bias: Optional
-) -> None:
-    b.call("depthwise_conv2d", [y, x, w, bias], _conv_work(g), **asdict(g), **strides)
+) -> bool:
+    """`conv2d` on contiguous planes; False, and no call, where only transposed ones can be convolved."""
+    kernel = _planes_path(g, "depthwise_conv2d", "pointwise_conv2d")
+    if kernel is not None:
+        b.call(kernel, [y, x, w, bias], _conv_work(g), **asdict(g), **strides)
+    return kernel is not None
 
 
-def depthwise_conv2d_backward(
+def planes_conv2d_backward(
     b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dw: Buffer, db: Buffer,
     dy: Buffer, x: Buffer, w: Buffer,
-) -> None:  # fmt: skip
-    b.call("depthwise_conv2d_backward_data", [dx, dy, w], _conv_work(g), **asdict(g), **strides)
-    b.call("depthwise_conv2d_backward_weights", [dw, db, x, dy], _conv_work(g), **asdict(g), **strides)
+) -> bool:  # fmt: skip
+    """All gradients on contiguous planes; False as in `planes_conv2d`."""
+    kernel = _planes_path(g, "depthwise_conv2d_backward_data", "pointwise_conv2d_backward_data")
+    if kernel is not None:
+        b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides)
+        kernel = _planes_path(g, "depthwise_conv2d_backward_weights", "pointwise_conv2d_backward_weights")
+        b.call(kernel, [dw, db, x, dy], _conv_work(g), **asdict(g), **strides)
+    return kernel is not None
 
 
 def column_sums(b: PlanBuilder, rows: int, columns: int, out: Buffer, x: Buffer) -> None:

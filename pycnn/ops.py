@@ -83,8 +83,7 @@ def _stored(b: PlanBuilder, name: str, shape: tuple[int, ...], last: bool) -> tu
 @_plan
 def _conv2d_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool, bias: bool) -> None:
     strides, w, shift = calls.kcrs_strides(g), b.external("w"), b.external("b") if bias else None
-    if not last and calls.is_depthwise(g):
-        calls.depthwise_conv2d(b, g, strides, b.external("y"), b.external("x"), w, shift)
+    if not last and calls.planes_conv2d(b, g, strides, b.external("y"), b.external("x"), w, shift):
         return
     x = _load(b, "x", g.x_shape, last)
     y, finish = _stored(b, "y", g.y_shape, last)
@@ -118,8 +117,8 @@ def conv2d(
 @_plan
 def _conv2d_backward_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool) -> None:
     strides = calls.kcrs_strides(g)
-    if not last and calls.is_depthwise(g):
-        calls.depthwise_conv2d_backward(b, g, strides, *map(b.external, ("dx", "dw", "db", "dy", "x", "w")))
+    outside = map(b.external, ("dx", "dw", "db", "dy", "x", "w"))
+    if not last and calls.planes_conv2d_backward(b, g, strides, *outside):
         return
     x, dy = _load(b, "x", g.x_shape, last), _load(b, "dy", g.y_shape, last)
     dx, finish = _stored(b, "dx", g.x_shape, last)

@@ -438,6 +438,32 @@ def test_conv2d_depthwise_bands(x_shape, kernel, options):
     check_conv2d(x_shape, (x_shape[1], 1, *kernel), groups=x_shape[1], **options)
 
 
+@pytest.mark.parametrize(
+    "plane", [(1, 32), (5, 7), (1, 6 * VL - 1), (1, 6 * VL), (6, VL + 1), (1, 8 * VL + 1), (31, 33)]
+)
+@pytest.mark.parametrize(("channels", "filters"), [(1, 1), (1, 5), (3, 17), (17, 3), (VL, 2 * VL), (2 * VL + 1, 23)])
+def test_conv2d_pointwise(channels, filters, plane):
+    """Contiguous planes: panels that are full, of one vector and part of one; blocks and chunks of pixels."""
+    check_conv2d((3, channels, *plane), (filters, channels, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("n", "channels", "filters", "plane"),
+    [
+        # Sums in one, two and three chunks, forward and backward; many tiles of filters.
+        (1, 256, 7, (4, 9)),
+        (2, 257, 5, (4, 9)),
+        (1, 6, 520, (5, 8)),
+        # More chunks of pixels and images than slices, for few weights and many.
+        (11, 4, 3, (5, 8)),
+        (5, 260, 270, (5, 8)),
+        (3, 2, 3, (40, 70)),
+    ],
+)
+def test_conv2d_pointwise_chunks(n, channels, filters, plane):
+    check_conv2d((n, channels, *plane), (filters, channels, 1, 1))
+
+
 def test_conv2d_depthwise_of_many_rows():
     """More rows of outputs than the slices of a sum."""
     for channels in (5, 9 * VL + 1):

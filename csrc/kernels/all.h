@@ -13,6 +13,7 @@
 #include "winograd_weights.h"
 #include "grouped.h"
 #include "depthwise.h"
+#include "pointwise.h"
 #include "pool.h"
 #include "resize.h"
 #include "elementwise.h"

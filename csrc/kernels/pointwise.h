@@ -14,7 +14,7 @@
  *     for each slice of the pixels, part of the rows:                                shared among threads
  *         for each chunk of pixels in the slice:
  *             turn the columns' part to panels [pixel][2 vectors]                    kept in L2
- *             for each tile of rows, for each panel: the micro-kernel, adds to the slice's partial dw
+ *             for each panel, for each tile of rows: the micro-kernel, adds to the slice's partial dw
  *     dw, db = sums of the slices, from the first to the last                        shared among threads */
 
 enum { PLANE_CHUNK = 256, PLANE_PANELS = 4, PLANE_SLICES = 8, FEW_SLICES = 4, SLICE_FLOATS = 65536 };
