@@ -1,8 +1,21 @@
 """Convolutional neural networks on the CPU: fast C kernels, each checked by a readable pure-Python twin."""
 
-from pycnn import callbacks, datasets, layers, losses, networks, ops, optimizers, reference, schedules
+from pycnn import (
+    augment,
+    callbacks,
+    datasets,
+    layers,
+    losses,
+    networks,
+    ops,
+    optimizers,
+    plot,
+    reference,
+    schedules,
+)
 from pycnn._version import __version__
 from pycnn.callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, ModelCheckpoint, ReduceLROnPlateau
+from pycnn.classification import classification_report
 from pycnn.executor import backend
 from pycnn.functional import Input, Model
 from pycnn.layers import *  # noqa: F403
@@ -42,8 +55,10 @@ __all__ = [
     "Sequential",
     "StepDecay",
     "__version__",
+    "augment",
     "backend",
     "callbacks",
+    "classification_report",
     "config",
     "datasets",
     "get_num_threads",
@@ -54,6 +69,7 @@ __all__ = [
     "networks",
     "ops",
     "optimizers",
+    "plot",
     "reference",
     "schedules",
     "set_num_threads",

@@ -9,13 +9,19 @@ import numpy as np
 import pycnn as cnn
 from pycnn import configuration
 
-DATASETS = {"digits": cnn.datasets.digits, "mnist": cnn.datasets.mnist, "optdigits": cnn.datasets.optdigits}
 # epochs, learning rate
-DEFAULTS = {"digits": (20, 0.1), "optdigits": (15, 0.1), "mnist": (3, 0.05)}
+DEFAULTS = {
+    "digits": (20, 0.1),
+    "optdigits": (15, 0.1),
+    "mnist": (3, 0.05),
+    "fashion_mnist": (5, 0.05),
+    "cifar10": (10, 0.02),
+}
+DATASETS = {name: getattr(cnn.datasets, name) for name in DEFAULTS}
 
 
-def digit_network(side: int) -> cnn.Sequential:
-    """Two convolutions and a dense layer for images (1, side, side) of ten classes."""
+def small_network(side: int) -> cnn.Sequential:
+    """Two or three convolutions and a dense layer for images (C, side, side) of ten classes."""
     layers = [
         cnn.Conv2D(16, 3, padding="same", activation="relu"),
         cnn.Conv2D(32, 3, padding="same", activation="relu"),
@@ -34,15 +40,18 @@ def train(args: argparse.Namespace) -> None:
     epochs, lr = DEFAULTS[args.dataset]
     epochs = epochs if args.epochs is None else args.epochs
     rate = lr if args.lr is None else args.lr
-    model = digit_network(x.shape[-1])
+    model = small_network(x.shape[-1])
     model.compile(cnn.SGD(rate, momentum=0.9), "cross_entropy", ["accuracy"])
     batch_size, seed = args.batch_size or 64, args.seed or 0
-    model.fit(x, y, epochs, batch_size, seed=seed, verbose=0 if args.quiet else 1)
+    history = model.fit(x, y, epochs, batch_size, seed=seed, verbose=0 if args.quiet else 1)
     scores = model.evaluate(x_test, y_test)
     print(f"test accuracy {scores['accuracy']:.2%}, loss {scores['loss']:.4f} on {len(x_test)} images")
     output = args.output or f"{args.dataset}.safetensors"
     model.save(output)
     print(f"saved to {output}")
+    if args.plot:
+        cnn.plot.training(args.plot, model, history, x_test, y_test)
+        print(f"pictures and a report in {args.plot}")
 
 
 def train_as_described(args: argparse.Namespace) -> None:
@@ -124,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, help="learning rate of SGD with momentum 0.9")
     p.add_argument("--seed", type=int, help="seed of weights, shuffling and dropout (default 0)")
     p.add_argument("-o", "--output", help="file to save to (default DATASET.safetensors, or as described)")
+    p.add_argument("--plot", metavar="FOLDER", help="write pictures and a report there (needs pycnn[plot])")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.set_defaults(run=train)
 

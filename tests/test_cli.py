@@ -29,6 +29,15 @@ def test_train_says_the_accuracy_and_where_it_saved(tmp_path, capsys):
     assert f"saved to {path}" in out
 
 
+def test_train_plots(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    arguments = ["--epochs", "1", "--quiet", "-o", str(tmp_path / "a"), "--plot", str(tmp_path / "deep" / "plots")]
+    assert cli.main(["train", "digits", *arguments]) == 0
+    assert "plots" in capsys.readouterr().out
+    names = [path.name for path in (tmp_path / "deep" / "plots").iterdir()]
+    assert {"history.png", "learning_rate.png", "confusion_matrix.png", "report.txt"} < set(names)
+
+
 def test_the_seed_decides(tmp_path):
     paths = [tmp_path / name for name in "abc"]
     for path, seed in zip(paths, "112", strict=True):

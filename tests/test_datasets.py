@@ -2,7 +2,10 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import os
+import struct
+import tarfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 
 import pycnn as cnn
 from pycnn import datasets
+from pycnn.datasets import sources
 
 RNG = np.random.default_rng(0)
 
@@ -69,6 +73,57 @@ def optdigits_folder(tmp_path):
     return tmp_path
 
 
+CIFAR_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+
+
+def cifar_batch(count=7):
+    return RNG.integers(0, 256, (count, 3072)).astype(np.uint8), (np.arange(count) * 3 % 10).astype(np.uint8)
+
+
+def cifar_binary(pixels, labels):
+    return np.column_stack([labels, pixels]).tobytes()
+
+
+def short(text):
+    return b"U" + bytes([len(text)]) + text
+
+
+def cifar_pickle(pixels, labels):
+    """The instructions of the published files, which NumPy of Python 2 wrote."""
+    dtype = b"cnumpy\ndtype\nq\x0a" + short(b"u1") + b"K\x00K\x01\x87Rq\x0b(K\x03" + short(b"|")
+    dtype += b"NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85" + short(b"b") + b"\x87Rq\x09"
+    array += b"(K\x01M" + struct.pack("<H", len(pixels)) + b"M\x00\x0c\x86" + dtype + b"\x89"
+    array += b"T" + struct.pack("<I", pixels.size) + pixels.tobytes() + b"tb"
+    items = short(b"batch_label") + b"q\x02" + short(b"training batch 1 of 5") + b"q\x03"
+    items += short(b"labels") + b"q\x04]q\x05(" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    items += short(b"data") + b"q\x06" + array
+    items += short(b"filenames") + b"q\x0c]q\x0d(" + b"".join(short(b"a.png") for _ in labels) + b"e"
+    return b"\x80\x02}q\x01(" + items + b"u."
+
+
+CIFAR_LAYOUTS = {"cifar-10-batches-bin": (".bin", cifar_binary), "cifar-10-batches-py": ("", cifar_pickle)}
+
+
+def write_cifar(folder, layout, batches):
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix, encode = CIFAR_LAYOUTS[layout]
+    for name, batch in zip(CIFAR_FILES, batches, strict=True):
+        (folder / (name + suffix)).write_bytes(encode(*batch))
+
+
+def cifar_archive(folder):
+    """Writes what is published, files that nobody asks for among them; its SHA-256."""
+    with tarfile.open(folder / CIFAR_ARCHIVE, "w:gz") as archive:
+        for name in (*CIFAR_FILES, "../outside"):
+            content = cifar_binary(*cifar_batch(2))
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return hashlib.sha256((folder / CIFAR_ARCHIVE).read_bytes()).hexdigest()
+
+
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
     """A machine without any data."""
@@ -108,7 +163,7 @@ def test_digits_are_the_callers_own():
 
 
 def test_the_file_in_the_package_is_small_and_attributed():
-    data = Path(datasets.__file__).with_name("data")
+    data = Path(cnn.__file__).with_name("data")
     assert (data / "digits.npz").stat().st_size < 50_000
     assert "CC BY 4.0" in (data / "README.md").read_text()
 
@@ -145,6 +200,15 @@ def test_mnist_per_class():
         assert x.shape == (1000, 1, 28, 28)
         np.testing.assert_array_equal(np.bincount(y), 100)
     assert list(training[1][:5]) == [5, 0, 4, 1, 9]
+
+
+@in_data("cifar-10-batches-bin")
+def test_cifar10():
+    for (x, y), count in zip(datasets.cifar10(), (50000, 10000), strict=True):
+        assert x.shape == (count, 3, 32, 32) and x.dtype == np.float32 and x.min() == 0 and x.max() == 1
+        np.testing.assert_array_equal(np.bincount(y), count // 10)
+        # Red, green and blue of CIFAR-10 have the means 0.491, 0.482 and 0.447.
+        np.testing.assert_allclose(x.mean((0, 2, 3), dtype=float), [0.491, 0.482, 0.447], atol=0.01)
 
 
 # Reading
@@ -241,6 +305,75 @@ def test_damaged_gzip(mnist_folder):
             datasets.mnist(mnist_folder)
 
 
+def test_fashion_mnist_has_mnists_format(mnist_folder):
+    expected = datasets.mnist(mnist_folder)
+    for part, expected_part in zip(datasets.fashion_mnist(mnist_folder), expected, strict=True):
+        for array, expected_array in zip(part, expected_part, strict=True):
+            np.testing.assert_array_equal(array, expected_array)
+
+
+@pytest.mark.parametrize("layout", CIFAR_LAYOUTS)
+def test_cifar10_layouts(nowhere, monkeypatch, layout):
+    batches = [cifar_batch() for _ in CIFAR_FILES]
+    write_cifar(nowhere / "data" / layout, layout, batches)
+    monkeypatch.setenv("PYCNN_DATA", str(nowhere / "data"))
+    for (x, y), (x_test, y_test) in (datasets.cifar10(), datasets.cifar10(nowhere / "data" / layout)):
+        expected = np.concatenate([pixels for pixels, _ in batches[:5]]).reshape(35, 3, 32, 32)
+        np.testing.assert_array_equal(x, expected / np.float32(255))
+        np.testing.assert_array_equal(y, np.concatenate([labels for _, labels in batches[:5]]))
+        np.testing.assert_array_equal(x_test, batches[5][0].reshape(7, 3, 32, 32) / np.float32(255))
+        assert y_test.tolist() == batches[5][1].tolist()
+        assert x.dtype == np.float32 and y.dtype == np.int64
+    assert len(datasets.cifar10(per_class=1)[0][1]) == 7
+
+
+PIXELS, CIFAR_LABELS = cifar_batch(2)
+PICKLE = cifar_pickle(PIXELS, CIFAR_LABELS)
+
+
+@pytest.mark.parametrize(
+    ("layout", "raw", "match"),
+    [
+        ("cifar-10-batches-bin", b"", "the file has 0 bytes"),
+        ("cifar-10-batches-bin", b"1" * 3072, "the file has 3072 bytes, expected a multiple of 3073"),
+        ("cifar-10-batches-bin", b"\x0a" + b"1" * 3072, r"a label is 10, expected 0\.\.9"),
+        ("cifar-10-batches-py", b"", "not of CIFAR-10's Python layout"),
+        ("cifar-10-batches-py", PICKLE[:-1], "not of CIFAR-10's Python layout"),
+        ("cifar-10-batches-py", PICKLE[:3000], r"download=True\) takes the binary layout"),
+        ("cifar-10-batches-py", b"\x80\x02}q\x01.", "not of CIFAR-10's Python layout"),
+        ("cifar-10-batches-py", b"ccivil\nwar\n.", "not of CIFAR-10's Python layout"),
+        ("cifar-10-batches-py", b"I01\n.", "the instruction INT has no place in it"),
+        ("cifar-10-batches-py", b"R.", "does not find what it needs"),
+        ("cifar-10-batches-py", b"h\x07.", "does not find what it needs"),
+        ("cifar-10-batches-py", b"K\x01K\x02K\x03s.", "does not find what it needs"),
+        ("cifar-10-batches-py", PICKLE.replace(b"_reconstruct", b"_reconstruc_"), "not of CIFAR-10's Python layout"),
+        ("cifar-10-batches-py", PICKLE.replace(b"U\x02u1", b"U\x02f1"), "not of CIFAR-10's Python layout"),
+        ("cifar-10-batches-py", PICKLE.replace(b"M\x00\x0c", b"M\x01\x0c"), "not of CIFAR-10's Python layout"),
+        ("cifar-10-batches-py", PICKLE.replace(b"(K\x00K\x03e", b"(K\x00e"), "not of CIFAR-10's Python layout"),
+        ("cifar-10-batches-py", PICKLE.replace(b"(K\x00K\x03e", b"(K\x00K\x0ae"), "labels are not all integers"),
+        ("cifar-10-batches-py", PICKLE.replace(b"(K\x00K\x03e", b"(K\x00Ne"), "labels are not all integers"),
+    ],
+)
+def test_damaged_cifar10(tmp_path, layout, raw, match):
+    write_cifar(tmp_path, layout, [cifar_batch(2) for _ in CIFAR_FILES])
+    path = tmp_path / ("data_batch_3" + CIFAR_LAYOUTS[layout][0])
+    assert path.read_bytes() != raw
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=rf"\[cifar10\] .*{path.name}: .*{match}"):
+        datasets.cifar10(tmp_path)
+
+
+def test_cifar10_runs_no_program(tmp_path):
+    """A pickle that would write a file, were it unpickled."""
+    victim = tmp_path / "written"
+    program = b"cpathlib\nPath.touch\n(cpathlib\nPath\n(U" + bytes([len(str(victim))]) + str(victim).encode() + b"tRtR."
+    write_cifar(tmp_path, "cifar-10-batches-py", [cifar_batch(2) for _ in CIFAR_FILES])
+    (tmp_path / "test_batch").write_bytes(program)
+    with pytest.raises(ValueError, match="not of CIFAR-10's Python layout"):
+        datasets.cifar10(tmp_path)
+    assert not victim.exists()
+
+
 # per_class
 
 
@@ -271,9 +404,9 @@ def test_per_class_is_checked(load, k, error):
 # Finding
 
 
-@pytest.mark.parametrize("name", ["optdigits", "mnist"])
+@pytest.mark.parametrize("name", ["optdigits", "mnist", "fashion_mnist", "cifar-10-batches-bin"])
 def test_not_found(nowhere, monkeypatch, name):
-    load = getattr(datasets, name)
+    load = getattr(datasets, name, datasets.cifar10)
     cache = nowhere / "home" / ".cache" / "pycnn" / name
     with pytest.raises(FileNotFoundError) as caught:
         load()
@@ -342,8 +475,11 @@ def mirror(tmp_path, monkeypatch):
     ):
         (root / name).write_text(text)
         files[name] = hashlib.sha256(text.encode()).hexdigest()
-    source = replace(datasets._SOURCES["optdigits"], url=f"http://127.0.0.1:{server.server_port}/", files=files)
-    monkeypatch.setitem(datasets._SOURCES, "optdigits", source)
+    url = f"http://127.0.0.1:{server.server_port}/"
+    source = replace(sources.SOURCES["optdigits"][0], url=url, downloads=files)
+    monkeypatch.setitem(sources.SOURCES, "optdigits", [source])
+    cifar = replace(sources.SOURCES["cifar10"][0], url=url, downloads={CIFAR_ARCHIVE: cifar_archive(root)})
+    monkeypatch.setitem(sources.SOURCES, "cifar10", [cifar])
     yield root, Handler.requests
     server.shutdown()
     server.server_close()
@@ -360,6 +496,20 @@ def test_download(mirror, nowhere):
     datasets.optdigits()
     datasets.optdigits(download=True)
     assert len(requests) == 2  # what is there is not fetched again
+
+
+def test_download_of_an_archive(mirror, tmp_path):
+    root, requests = mirror
+    folder = tmp_path / "given" / "deep"
+    (x, _), (x_test, _) = datasets.cifar10(folder, download=True)
+    assert (len(x), len(x_test)) == (10, 2)
+    assert sorted(os.listdir(folder)) == [f"{name}.bin" for name in CIFAR_FILES]
+    assert os.listdir(folder.parent) == ["deep"]
+    assert requests == ["/" + CIFAR_ARCHIVE]
+    (root / CIFAR_ARCHIVE).write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"\[cifar10\] .*has SHA-256"):
+        datasets.cifar10(tmp_path / "other", download=True)
+    assert os.listdir(tmp_path / "other") == []
 
 
 def test_download_to_the_first_place(mirror, nowhere, monkeypatch):
@@ -397,15 +547,15 @@ def test_download_that_fails(mirror, tmp_path):
 
 
 def test_the_table_is_complete():
-    for source in datasets._SOURCES.values():
+    for source, *_ in sources.SOURCES.values():
         assert source.url.startswith("https://") and source.url.endswith("/")
-        assert all(len(bytes.fromhex(sha256)) == 32 for sha256 in source.files.values())
+        assert all(len(bytes.fromhex(sha256)) == 32 for sha256 in source.downloads.values())
 
 
 @in_data("optdigits")
 def test_the_hashes_are_those_of_the_originals():
     folder = Path(os.environ["PYCNN_DATA"]) / "optdigits"
-    for name, sha256 in datasets._SOURCES["optdigits"].files.items():
+    for name, sha256 in sources.SOURCES["optdigits"][0].downloads.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
 
 
