@@ -13,6 +13,7 @@ A ratio is the time of the better of the opponents named in the column over ours
 """
 
 import argparse
+import copy
 import io
 import json
 import math
@@ -281,8 +282,8 @@ def openvino(model: bytes, x: np.ndarray, threads: int) -> Functions:
 
 
 def predictions(c: Contest, n: int, threads: int) -> Functions:
-    x = c.x[:n]
-    functions: Functions = {"ours": lambda: c.ours.predict(x)}
+    x, ours = c.x[:n], copy.deepcopy(c.ours)  # whose weights nobody else holds, so that they may be kept packed
+    functions: Functions = {"ours": lambda: ours.predict(x)}
     for name, memory in FORMATS.items():
         module, images = c.module(memory).eval(), c.images(memory, n)
         functions[name] = lambda module=module, images=images: module(images)

@@ -23,7 +23,7 @@ class WinogradCosts(NamedTuple):
     weights: int  # for each pair of channel and filter
 
 
-WINOGRAD = WinogradCosts(36, 220, 160, 140)
+WINOGRAD = WinogradCosts(36, 220, 160, 1000)
 # Its gradients of the weights are moved through memory between the transforms and the products.
 WINOGRAD_WEIGHTS = WinogradCosts(60, 700, 700, 800)
 
@@ -91,7 +91,8 @@ def _path(g: shapes.Conv2D, is_winograd: bool, winograd: str, grouped: str, othe
 
 
 def _conv_work(g: shapes.Conv2D) -> int:
-    return math.prod(g.y_shape) * g.c // g.groups * g.r * g.s
+    outputs = math.prod(g.y_shape)
+    return outputs * g.c // g.groups * g.r * g.s + ELEMENT_WORK * (outputs + math.prod(g.x_shape))
 
 
 def conv2d(
@@ -128,8 +129,8 @@ def _with_weights(
     if epilogue:
         desc["epilogue"] = epilogue
     if kernel in PACKED:
-        args = [*args, b.prepare(f"pack_{kernel}", [w], **desc) if kept else None]
         desc["prepacked"] = int(kept)
+        args = [*args, b.prepare(f"pack_{kernel}", [w], **desc) if kept else None]
     b.call(kernel, args, work, **desc)
 
 

@@ -62,7 +62,7 @@ INLINE int64_t block_tiles(const product *p)
 INLINE int reads_in_place(const product *p)
 {
     const int64_t pixels = p->images * p->v.out * p->h.out;
-    return p->w_column == 1 && p->inner >= p->len && pixels <= TILES_IN_PLACE * TILE_ROWS;
+    return !p->prepacked && p->w_column == 1 && p->inner >= p->len && pixels <= TILES_IN_PLACE * TILE_ROWS;
 }
 /* Its rows would share few sets of a cache: a task copies a panel before its tiles read it again and again. */
 INLINE int copies_panels(const product *p) { return reads_in_place(p) && p->w_inner % 512 == 0; }

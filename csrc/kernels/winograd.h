@@ -358,7 +358,7 @@ static winograd_space winograd_layout(const winograd *p)
     winograd_space s = { .zeros = line_floats(p->len) };
     if (keeps_weights(p)) { /* blocks of whole groups */
         const int64_t groups = MAX(1, OWN_FLOATS / (PLACES * channels * TILE_ROWS));
-        s.parts = ceil_div(p->patches, groups * TILE_ROWS);
+        s.parts = MAX(ceil_div(p->patches, groups * TILE_ROWS), MIN(LEAST_TASKS, ceil_div(p->patches, 2 * TILE_ROWS)));
         s.chunk = channels;
         s.shared = p->prepacked ? 0 : all_floats_u(p);
         s.own = PLACES * place_step(ceil_div(p->patches, s.parts) * channels);
