@@ -1,4 +1,4 @@
-"""The command line: pycnn train | evaluate | predict | bench | info."""
+"""The command line: pycnn train | evaluate | predict | bench | profile | info."""
 
 import argparse
 import sys
@@ -109,6 +109,27 @@ def bench(args: argparse.Namespace) -> None:
         benchmark.plot(results, args.plot)
 
 
+def profile(args: argparse.Namespace) -> None:
+    model = cnn.load(args.model)
+    generator = np.random.default_rng(0)
+    if isinstance(model._built_for, list):
+        raise ValueError("a model of several inputs is profiled by model.profile(x, y)")
+    x = generator.standard_normal((args.batch_size, *model._built_for), np.float32)
+    y = None
+    if not args.predict:
+        model._compiled("profile")
+        outputs = model.predict(x)
+        classes = outputs.shape[-1]
+        is_class = isinstance(model._loss, cnn.CrossEntropy)
+        y = generator.integers(0, classes, args.batch_size) if is_class else generator.random(outputs.shape, np.float32)
+    measured = model.profile(x, y, args.sort)
+    print(measured)
+    if args.json:
+        measured.to_json(args.json)
+    if args.plot:
+        measured.plot(args.plot)
+
+
 def info(args: argparse.Namespace) -> None:
     for name, value in cnn.info().items():
         print(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
@@ -152,6 +173,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", metavar="FILE", help="write the results as JSON")
     p.add_argument("--plot", metavar="FILE", help="draw them (needs pycnn[plot])")
     p.set_defaults(run=bench)
+
+    p = commands.add_parser("profile", help="the time of each layer of a saved model, on random images")
+    p.add_argument("model")
+    p.add_argument("--batch-size", "--batch", type=int, default=64, help="images (default 64)")
+    p.add_argument("--predict", action="store_true", help="a prediction instead of a training step")
+    p.add_argument("--sort", action="store_true", help="the longest first, instead of in order")
+    p.add_argument("--json", metavar="FILE", help="write the rows as JSON")
+    p.add_argument("--plot", metavar="FILE", help="draw a bar a layer (needs pycnn[plot])")
+    p.set_defaults(run=profile)
 
     p = commands.add_parser("info", help="version, compiler, instruction set in use, threads")
     p.set_defaults(run=info)

@@ -144,6 +144,10 @@ class PlanExecutor(Executor):
         except IndexError:
             return self._bind(plan, extra()), free
 
+    def last_binding(self) -> Binding:
+        """The plan that ran last, with its arrays."""
+        return self._free[next(reversed(self._plans))][-1]
+
     def _bind(self, plan: Plan, arrays: dict[str, np.ndarray], **more: np.ndarray) -> Binding:
         arrays = {name: p.memory for name, p in self.graph.parameters().items()} | arrays | more
         return plan.bind(arrays | {"dropout_state": self.dropouts.state}, Arena(plan.arena_bytes))
@@ -223,6 +227,13 @@ class PlanExecutor(Executor):
             for i, slot in enumerate(updates.slots(node.layer.name, parameter)):
                 arrays[f"{lowering.bound_name(index, role)}.slot{i}"] = slot
         return arrays
+
+    def memory(self, n: int, loss: Loss, kind: str, updates: Updates) -> tuple[int, int, int]:
+        """Bytes of a training step on n samples: parameters with gradients and slots, activations, workspace."""
+        plan = self._training_plan(lowering.Options(n, training=True), loss, kind, updates)
+        arrays = [*self._training_arrays(updates).values(), *(p.memory for p in set(self._parameters))]
+        workspace = plan.workspace_bytes()
+        return sum(a.nbytes for a in arrays), plan.arena_bytes - workspace, workspace
 
     def train(
         self,

@@ -27,6 +27,10 @@ class Loss:
         """What plans with this loss depend on."""
         return (type(self), *vars(self).values())
 
+    def usual_kind(self) -> Any:
+        """The kind of labels that it is mostly given."""
+        return TARGETS
+
     def absorbs(self, operator: operators.Operator) -> bool:
         """Whether the loss computes this last operation itself, in a stable form."""
         return False
@@ -122,6 +126,9 @@ class CrossEntropy(Loss):
     def options(self) -> dict[str, float]:
         return {"label_smoothing": self.label_smoothing}
 
+    def usual_kind(self) -> str:
+        return INDICES
+
     def absorbs(self, operator: operators.Operator) -> bool:
         return isinstance(operator, operators.Softmax)
 
@@ -200,6 +207,9 @@ class OutputLosses(Loss):
 
     def key(self) -> tuple:
         return (type(self), *(loss.key() for loss in self.losses))
+
+    def usual_kind(self) -> tuple[str, ...]:
+        return tuple(loss.usual_kind() for loss in self.losses)
 
     def split(self, labels: np.ndarray, kinds: tuple[str, ...], outputs: list[Shape]) -> list[np.ndarray]:
         """The labels of each output, from what `labels` made."""

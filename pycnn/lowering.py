@@ -69,6 +69,7 @@ class GraphLowering:
 
     def store(self, name: str, value: Value, buffer: Buffer) -> None:
         """Brings a value to the outside array of this name, in (N, C, H, W) order."""
+        self.b.owner = ("output", "forward")
         wanted = self.b.external(name)
         if buffer is wanted:
             return
@@ -80,6 +81,7 @@ class GraphLowering:
 
     def forward(self) -> None:
         (given,) = self.graph.inputs
+        self.b.owner = ("input", "forward")
         self.buffers[given] = self.load("x", given, self.options.channels_last)
         for node in self.graph.nodes:
             context = Lowering(
@@ -99,6 +101,7 @@ class GraphLowering:
                 kept=self.options.kept,
             )
             self.contexts.append(context)
+            self.b.owner = (node.layer.name, "forward")
             context.output = self.buffers[node.output] = node.operator.lower(context)
             if self._all_outputs:
                 self.store(output_name(node.number), node.output, context.output)
@@ -106,6 +109,7 @@ class GraphLowering:
     def finish_forward(self) -> None:
         """Appends what the forward pass has put off until its loss is known."""
         for context in self.contexts:
+            self.b.owner = (context.node.layer.name, "forward")
             for append in context.later:
                 append()
 
@@ -133,6 +137,7 @@ class GraphLowering:
                 c.second_dy = dy.pop()
             c.gradients = self._parameter_gradients(node, written)
             c.wanted = [v in needed for v in node.inputs]
+            self.b.owner = (node.layer.name, "backward")
             dxs = node.operator.lower_backward(c, self._sum(node.output, dy))
             for v, dx in zip(node.inputs, dxs, strict=True):
                 if dx is not None and v in needed:
@@ -215,6 +220,7 @@ def loss_plan(
     lowering.forward()
     b = lowering.b
     lowering.store("y", output, lowering.buffers[output])
+    b.owner = ("loss", "forward")
     gradients = loss.lower_scored(lowering, kind, bool(update_passes))
     if update_passes:
         b.mark("backward")
@@ -224,5 +230,6 @@ def loss_plan(
         for update_pass in update_passes:
             seen: set[int] = set()
             for node, role in trained_parameters(graph):
+                b.owner = (graph.nodes[node].layer.name, "update")
                 update_pass(updates, seen, b, node, role)
     return b.finish()

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from pycnn import io, losses, metrics, optimizers, shapes
+from pycnn import io, losses, metrics, optimizers, profiler, shapes
 from pycnn.callbacks import Callback
-from pycnn.executor import Executor, Executors, NonFinite
+from pycnn.executor import Executor, Executors, NonFinite, backend
 from pycnn.graph import Graph, Shape, Value
 from pycnn.layers.base import Layer, as_list, below, from_config, name_layers, to_config
 from pycnn.layers.residual import build_chain, emit_chain
 from pycnn.losses import Loss
 from pycnn.optimizers import Optimizer, Updates
+from pycnn.profiler import Profile
 from pycnn.training import (
     AHEAD,
     EVALUATION_BATCH,
@@ -335,8 +336,10 @@ class BaseModel(Layer):
 
     # ---------------------------------------------------------------------------------- looking
 
-    def summary(self) -> str:
-        """Layer, output shape and parameters, as a table; prints it, and returns the text."""
+    def summary(self, batch_size: int = 32) -> str:
+        """Layer, output shape and parameters, as a table, and, once `compile` was called, the memory that a training
+        step on a batch of this size needs; prints the text, and returns it."""
+        batch_size = shapes.integer("summary", "batch_size", batch_size, 1)
         rows = [("layer", "output shape", "parameters")]
         if not self.built:
             self._build_from_input_shape("summary")
@@ -350,9 +353,34 @@ class BaseModel(Layer):
             p.memory.size for leaf in self.leaves() if leaf.trainable for p in leaf.parameters.values() if p.learned
         )
         lines += [lines[1], f"{_count(self):,} parameters, {learned:,} of them trained"]
+        lines += self._memory_lines(batch_size)
         text = "\n".join(lines).replace("'N'", "N")
         print(text)
         return text
+
+    def _memory_lines(self, n: int) -> list[str]:
+        """What a training step needs; the arrays of a last smaller batch and of predictions come on top."""
+        if self._optimizer is None:
+            return []
+        shape = self._built_for
+        if shape not in self._executors:
+            self._executors[shape] = Executors(self._graph(shape), self._dropouts)
+        with backend("c"):
+            executor = self._executors[shape].current()
+        parts = executor.memory(n, self._loss, self._loss.usual_kind(), self._updates)
+        names = ("parameters, gradients, optimizer", "activations", "workspace", "total")
+        megabytes = [f"{name} {size / 1e6:,.1f}" for name, size in zip(names, (*parts, sum(parts)), strict=True)]
+        return [f"memory of a training step of {n}, MB: {', '.join(megabytes)}"]
+
+    def profile(self, x: Any, y: Any = None, sort: bool = False) -> Profile:
+        """Where the time of a training step on x and labels y goes, or, without y, of a prediction.
+
+        A row a layer: seconds forward, backward and in the update, the share of the whole, GFLOP/s (or GB/s where
+        there is nothing to multiply) and their share of the machine's measured peak. print() shows it as a table, in
+        the order of the layers or, with `sort`, the longest first; it has to_json(path) and plot(path). The model
+        stays as it is.
+        """
+        return profiler.profile(self, x, y, shapes.boolean("profile", "sort", sort))
 
     def _rows(self) -> list[tuple[Layer, Any]]:
         """(layer, the shape of its output, or those of its outputs), in order."""

@@ -46,6 +46,7 @@ class Call(NamedTuple):
     args: list[Buffer | None]
     work: float
     stops: bool
+    owner: tuple[str, str]
 
 
 class PlanBuilder:
@@ -58,6 +59,7 @@ class PlanBuilder:
         self._externals: dict[str, Buffer] = {}
         self._stand_ins: dict[str, Buffer] = {}
         self.marks: dict[str, int] = {}
+        self.owner = ("", "")  # the layer that calls are made for from now on, and its part: "forward", ...
 
     def arena(self, floats: int) -> Buffer:
         """A new place in the arena."""
@@ -89,7 +91,7 @@ class PlanBuilder:
         args = list(args)
         if KERNELS[kernel].workspace:
             args.append(Buffer(lib.pycnn_workspace(KERNELS[kernel].index, struct, self.threads)))
-        return Call(kernel, struct, args, work, stops)
+        return Call(kernel, struct, args, work, stops, self.owner)
 
     def call(
         self, kernel: str, args: Sequence[Buffer | None], work: float = 0, *, stops: bool = False, **desc: Any
@@ -134,6 +136,8 @@ class PlanBuilder:
         return Plan(
             calls,
             [(call.kernel, call.desc) for call in made],
+            [call.owner for call in made],
+            [_bytes_moved(call) for call in made],
             arena_bytes,
             {name: b.base for name, b in self._externals.items()},
             marks | {"prepared": len(self._prepared)},
@@ -148,6 +152,14 @@ class PlanBuilder:
             if j - i - 1 <= CALLS_BETWEEN:
                 parallel[i:j] = [True] * (j - i)
         return parallel
+
+
+def _bytes_moved(call: Call) -> tuple[int, list[int], int]:
+    """What a call reads and writes, each once: bytes in the arena, the outside arrays; and its workspace's bytes."""
+    workspace = call.args[-1].nbytes if KERNELS[call.kernel].workspace else 0
+    buffers = {id(b): b for b in call.args if b is not None}.values()
+    inside = sum(b.nbytes for b in buffers if b.base == 0) - workspace
+    return inside, [b.base for b in buffers if b.base > 0], workspace
 
 
 def place(buffers: list[Buffer]) -> int:
@@ -196,6 +208,8 @@ class Plan:
         self,
         calls: Any,
         kernels: list[tuple[str, Any]],
+        owners: list[tuple[str, str]],
+        moved: list[tuple[int, list[int], int]],
         arena_bytes: int,
         externals: dict[str, int],
         marks: dict[str, int],
@@ -203,11 +217,17 @@ class Plan:
     ):
         self._calls = calls
         self.kernels = kernels  # also keeps the descriptors alive
+        self.owners = owners  # of each call, the layer and its part
+        self._moved = moved
         self.arena_bytes = arena_bytes
         self.externals = externals
         self.marks = marks
         self.threads = threads
         self.length = len(kernels)
+
+    def workspace_bytes(self) -> int:
+        """The largest workspace of a call."""
+        return max((call[2] for call in self._moved), default=0)
 
     def bind(self, arrays: dict[str, np.ndarray], arena: Arena) -> "Binding":
         """Pointers for a run; names that the plan does not use are passed over."""
@@ -233,6 +253,11 @@ class Binding:
         base = self.plan.externals.get(name)
         if base is not None:
             self._kept[base] = self._bases[base] = ffi.from_buffer(array)
+
+    def bytes_moved(self, call: int) -> int:
+        """The bytes that a call reads and writes, each array once."""
+        inside, bases, _ = self.plan._moved[call]
+        return inside + sum(ffi.sizeof(self._kept[base]) for base in bases if base in self._kept)
 
     def run(self, first: int = 0, last: int | None = None) -> bool:
         """Runs a range of calls; whether all of them have run, none having stopped the plan."""

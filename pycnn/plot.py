@@ -177,6 +177,24 @@ def predictions(
     return _saved(_gallery(pictures, _columns(len(pictures)), title, size=1.25, cmap="gray", vmin=0, vmax=1), path)
 
 
+def profile(measured: Any, path: FilePath | None = None) -> "Figure":
+    """A bar a layer of what `model.profile` gave, cut into forward, backward and update."""
+    rows = measured.ordered()
+    figure, (axes,) = _panels(1, 1, (7, 1.2 + 0.22 * len(rows)))
+    left = np.zeros(len(rows))
+    for part in rows[0].seconds:
+        times = np.array([row.seconds[part] * 1e3 for row in rows])
+        if times.any():
+            axes.barh(range(len(rows)), times, left=left, label=part)
+            left += times
+    axes.set_yticks(range(len(rows)), [row.layer for row in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.set(xlabel="milliseconds", title=f"{measured.seconds * 1e3:.3g} ms for {measured.batch} images")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend()
+    return _saved(figure, path)
+
+
 def training(
     folder: FilePath, model: Any, fitted: Any, x: Any, y: Any, class_names: Sequence[str] | None = None
 ) -> list[Path]:
