@@ -531,7 +531,8 @@ def test_max_pooling_refuses_planes_beyond_32_bits():
 def test_huge_strides_and_windows_that_leave_an_output_are_right():
     x, w = normal((1, 2, 4, 5)), normal((3, 2, 2, 2))
     y = cnn.ops.conv2d(x, w, stride=BIG)
-    np.testing.assert_array_equal(y, cnn.ops.conv2d(x, w)[:, :, :1, :1])
+    # A convolution of another path, which adds up in another order.
+    np.testing.assert_allclose(y, cnn.ops.conv2d(x, w)[:, :, :1, :1], rtol=1e-5)
     dx, _, _ = cnn.ops.conv2d_backward(np.ones_like(y), x, w, stride=BIG, dilation=(1, 1))
     assert dx[..., 2:].any() == 0 and dx[..., :2, :2].all()
     assert cnn.ops.max_pool2d(x, 2, stride=BIG)[0].shape == (1, 2, 1, 1)
