@@ -1,6 +1,7 @@
 # make demo    build, train a CNN on real digits, compare speeds        make test      everything that CI checks
 # make bench   all benchmarks, against PyTorch (TORCH=... to choose it)  make sanitize  kernel tests under ASan, UBSan
 # make format  ruff's formatting                                        make clean     remove what these made
+# make docs    the documentation's site, in site/
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ TORCH ?= torch
 # Nothing may import the sources that lie in this folder instead of what is installed.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint smoke bench sanitize format clean
+.PHONY: demo test lint smoke bench sanitize format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -67,5 +68,10 @@ sanitize: | $(BIN)/python
 format: $(VENV)/.tools
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
+# The documentation as a site, in site/.
+docs: $(VENV)/.wheel
+	$(BIN)/pip install --quiet "$$(ls dist/*.whl)[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info pycnn/_kernels.c pycnn/*.so
+	rm -rf $(VENV) build dist site *.egg-info pycnn/_kernels.c pycnn/*.so
