@@ -11,7 +11,7 @@ import numpy as np
 from pycnn import io, losses, metrics, optimizers, profiler, shapes
 from pycnn.callbacks import Callback
 from pycnn.executor import Executor, Executors, NonFinite, backend
-from pycnn.graph import Graph, Shape, Value
+from pycnn.graph import Graph, Parameter, Shape, Value
 from pycnn.layers.base import Layer, as_list, below, from_config, name_layers, to_config
 from pycnn.layers.residual import build_chain, emit_chain
 from pycnn.losses import Loss
@@ -62,12 +62,12 @@ class BaseModel(Layer):
 
     def _ready(self, x: np.ndarray, seed: int | None = None) -> Executor:
         """The executor for inputs like x; builds the model if that is still to be done."""
-        executors = self._executors.get(x.shape[1:])
+        shape = self._shape_of(x)
+        executors = self._executors.get(shape)
         if executors is not None:
             return executors.current()
         if x.ndim < 2:
             raise ValueError(f"[{self.name}] x must have a batch axis and more, got shape {x.shape}")
-        shape = self._shape_of(x)
         self.build(shape, seed if self._seed is None else None)
         self._executors[shape] = Executors(self._graph(shape), self._dropouts)
         return self._executors[shape].current()
@@ -100,6 +100,7 @@ class BaseModel(Layer):
             shapes.expect_shape("set_weights", f"{p.name} of {leaf.name}", array.shape, p.shape)
         for (_, p), array in zip(parameters, arrays, strict=True):
             p.view[...] = array
+        Parameter.changed()  # once more: a prediction in another thread may have read what was there before
 
     def _build_from_input_shape(self, op: str) -> None:
         if not self.built:
@@ -395,6 +396,7 @@ class BaseModel(Layer):
     def save(self, path: str | Path) -> None:
         """Writes architecture, weights and what compile was given to one safetensors file, atomically."""
         self._build_from_input_shape("save")
+        name_layers(self)  # another model that shares layers may have renamed them
         io.save(path, self._tensors(), self._metadata())
 
     def _tensors(self) -> dict[str, np.ndarray]:
@@ -421,6 +423,7 @@ class BaseModel(Layer):
             shapes.expect_shape("load", name, given[name].shape, array.shape)
         for name, array in own.items():
             array[...] = given[name]
+        Parameter.changed()
 
     def _compile_config(self) -> dict[str, Any]:
         return {

@@ -17,6 +17,7 @@ import numpy as np
 from pycnn import io, shapes
 from pycnn.callbacks import Callback, ModelCheckpoint
 from pycnn.executor import Executor
+from pycnn.layers.base import name_layers
 from pycnn.losses import INDICES
 from pycnn.progress import Progress
 
@@ -141,7 +142,7 @@ class GivenBatches:
                 pair = next(pairs, None)
 
 
-def sample_weights(op: str, labels: np.ndarray, kind: str, class_weight: Any, given: Any) -> np.ndarray | None:
+def sample_weights(op: str, labels: np.ndarray, kind: Any, class_weight: Any, given: Any) -> np.ndarray | None:
     """One weight a sample, the product of what its class and what it itself was given; None without both."""
     weights = None
     if given is not None:
@@ -153,6 +154,8 @@ def sample_weights(op: str, labels: np.ndarray, kind: str, class_weight: Any, gi
         return weights
     if not isinstance(class_weight, dict):
         raise TypeError(f"[{op}] class_weight must be a dict of weights by class, got {class_weight!r}")
+    if isinstance(kind, tuple):
+        raise ValueError(f"[{op}] class_weight needs a model of one output, this has {len(kind)}; give sample_weight")
     if kind != INDICES and labels.ndim != 2:
         raise ValueError(f"[{op}] class_weight needs labels that are classes, got shape {labels.shape}")
     if kind != INDICES:
@@ -181,6 +184,8 @@ def augmented(
             raise ValueError(f"[fit] augment must keep the number of samples, {len(batch.x)}, got {len(x)}")
         executor = batch.executor if x.shape == batch.x.shape else model._ready(x)
         if y is not batch.labels:
+            if executor.graph.packed:
+                raise ValueError("[fit] augment must leave the labels of a model of several outputs as they are")
             kind, labels = model._loss.labels(y, len(x), executor.graph.outputs[0].shape)
             batch = batch._replace(labels=labels, kind=kind)
         yield batch._replace(executor=executor, x=x)
@@ -319,6 +324,7 @@ class Run:
 
     def save(self, path: str) -> None:
         """Writes a checkpoint after an epoch's end; see ModelCheckpoint."""
+        name_layers(self.model)  # another model that shares layers may have renamed them
         tensors, training = self._state()
         metadata = {"training": json.dumps(training, default=lambda number: number.item())}
         try:

@@ -344,6 +344,22 @@ def test_names_stay_where_models_share_layers():
     assert [layer.name for layer in third.layers] == ["dense_2", "dense", "dense_1"]
 
 
+def test_a_model_whose_layers_were_renamed_by_another_is_saved_whole(tmp_path):
+    first = cnn.Sequential([cnn.Dense(4), cnn.Dense(4)], seed=0)
+    x = draw((3, 4))
+    expected = first.predict(x)
+    cnn.Sequential([cnn.Dense(4, name="dense"), first.layers[0]])
+    first.save(tmp_path / "model")
+    np.testing.assert_array_equal(cnn.load(tmp_path / "model").predict(x), expected)
+
+    one, other = (cnn.Dense(4, name=name) for name in ("a", "b"))
+    second = cnn.Sequential([one, other], input_shape=(4,))
+    other.name = "a"
+    with pytest.raises(ValueError, match="2 layers have the name 'a'"):
+        second.save(tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
 def test_what_no_output_needs_is_not_run_and_not_trained():
     """One output of a nested model is left out."""
     h = cnn.Input((3,))
@@ -472,6 +488,12 @@ def test_fit_of_several_inputs_and_outputs(tmp_path):
     assert other.train_on_batch(x, y) == pytest.approx(model.evaluate(x, y)["loss"], rel=1e-6)
 
 
+def test_a_model_of_several_inputs_keeps_its_plans():
+    model = compiled()
+    first = model._ready(model._input_array("predict", inputs_of(several)))
+    assert model._ready(model._input_array("predict", inputs_of(several))) is first
+
+
 def test_one_loss_for_all_outputs_and_one_value_as_two_outputs():
     h = cnn.Input((3,))
     y = cnn.Dense(2, name="d")(h)
@@ -494,6 +516,10 @@ def test_one_loss_for_all_outputs_and_one_value_as_two_outputs():
         assert_close(one, two, 1e-6)
 
 
+def fit_several(**options):
+    return compiled().fit(inputs_of(several), labels_of_several(3), verbose=0, **options)
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [
@@ -503,6 +529,8 @@ def test_one_loss_for_all_outputs_and_one_value_as_two_outputs():
         (lambda: compiled().train_on_batch(inputs_of(several), labels_of_several(3)[:2]), "list of 3 arrays"),
         (lambda: compiled().train_on_batch(inputs_of(several), labels_of_several(4)), "x has 3 samples, y has 4"),
         (lambda: compiled().evaluate(inputs_of(several)[0], labels_of_several(3)), "x must be a list"),
+        (lambda: fit_several(class_weight={0: 1, 1: 1}), "class_weight needs a model of one output, this has 3"),
+        (lambda: fit_several(augment=lambda x, y, _: (x, y.copy())), "augment must leave the labels"),
         (lambda: compiled().evaluate(inputs_of(several), [[0, 1, 7], *labels_of_several(3)[1:]]), "labels.*7"),
     ],
 )
