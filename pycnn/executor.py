@@ -108,7 +108,7 @@ class Executor:
         return [self.graph.nodes[index].parameters[role].gradient for index, role in trained]
 
     def _output(self, n: int) -> np.ndarray:
-        return np.empty((n, *self.graph.outputs[0].shape), np.float32)
+        return shapes.empty("forward", (n, *self.graph.outputs[0].shape))
 
 
 class PlanExecutor(Executor):

@@ -93,6 +93,8 @@ class BaseModel(Layer):
         """Takes what get_weights gave; all shapes are checked before anything is changed."""
         self._build_from_input_shape("set_weights")
         parameters = [(leaf, p) for leaf in self.leaves() for p in leaf.parameters.values()]
+        if not isinstance(arrays, Iterable):
+            raise TypeError(f"[set_weights] arrays must be a list of arrays, got {type(arrays).__name__}")
         arrays = [shapes.array("set_weights", f"array {i}", a) for i, a in enumerate(arrays)]
         if len(arrays) != len(parameters):
             raise ValueError(f"[set_weights] the model has {len(parameters)} arrays, got {len(arrays)}")
@@ -327,7 +329,7 @@ class BaseModel(Layer):
         x = self._input_array("predict", x)
         batch_size = shapes.integer("predict", "batch_size", batch_size, 1)
         executor = self._ready(x)
-        y = np.empty((len(x), *executor.graph.outputs[0].shape), np.float32)
+        y = shapes.empty("predict", (len(x), *executor.graph.outputs[0].shape))
         if 0 < len(x) <= batch_size:
             executor.predict(x, y)
             return self._result(executor, y)

@@ -449,6 +449,7 @@ def test_weights_carry_a_model_over():
         (lambda w: [*w[:-1], ["a"] * 3], "numbers|array"),
         (lambda w: [*w[:-1], None], "array"),
         (lambda w: w[::-1], "expected"),
+        (lambda w: None, "arrays must be a list of arrays, got NoneType"),
     ],
 )
 def test_wrong_weights_change_nothing(change, word):

@@ -1017,6 +1017,10 @@ def test_bad_predict():
         model.predict(X[0])
     with pytest.raises(TypeError, match="x"):
         model.predict("x")
+    model, image = cnn.Sequential([cnn.UpSample2D(2**21)]), np.zeros((256, 1, 1, 1))  # more bytes than addresses
+    for call in (model.predict, model.forward):
+        with pytest.raises(ValueError, match="does not fit into memory"):
+            call(image)
 
 
 @pytest.mark.parametrize("beta2", [0.9, 0.9999, 0.99999])
