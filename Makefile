@@ -60,7 +60,7 @@ smoke: $(VENV)/.wheel
 bench: $(VENV)/.installed
 	$(BIN)/python -c 'import torch' 2> /dev/null || $(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pycnn bench
-	for script in conv gemm elementwise; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in conv gemm elementwise networks; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 sanitize: | $(BIN)/python
 	sh tools/sanitize.sh $(VENV)
