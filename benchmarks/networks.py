@@ -9,7 +9,8 @@ rest, so that no one's waiting threads disturb the next; the best of all runs co
 formats with its fused optimizer; torch.compile is slow to start and asked for by --compile; ONNX Runtime and OpenVINO
 take part in predictions where they are installed.
 
-A ratio is the time of the better of the opponents named in the column over ours.
+A ratio is the time of the better of the opponents named in the column over ours. --memory tells instead by how much
+three training steps raise the most memory that a process has used, each contestant in a process of its own.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import copy
 import io
 import json
 import math
+import resource
+import subprocess
 import sys
 import time
 import warnings
@@ -241,9 +244,11 @@ def verify(c: Contest) -> float:
     return worst
 
 
-def training(c: Contest, compiled: bool) -> Functions:
+def training(c: Contest, compiled: bool, only: str | None = None) -> Functions:
     functions: Functions = {"ours": lambda: c.ours.train_on_batch(c.x, c.labels)}
     for name, memory in FORMATS.items():
+        if only not in (None, name):
+            continue
         x = c.images(memory, c.network.batch)
         functions[name] = torch_step(c.module(memory), x, c.labels)
         if compiled:
@@ -313,6 +318,22 @@ def best_times(functions: Functions, seconds: float) -> dict[str, float]:
     return best
 
 
+def memory_of_steps(network: Network, contestant: str) -> float:
+    """MB by which three training steps raise the process's peak."""
+    c = contest(network)
+    step = training(c, compiled=False, only=contestant)[contestant]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def compare_memory(network: Network) -> None:
+    command = [sys.executable, __file__, "--filter", network.name, "--memory"]
+    runs = {name: subprocess.run([*command, name], capture_output=True, text=True) for name in ("ours", *FORMATS)}
+    print(f"{network.name:<16} MB of three training steps: " + "  ".join(f"{n} {r.stdout}" for n, r in runs.items()))
+
+
 OPPONENTS = {
     "training step": {"torch": list(FORMATS), "compiled": [f"compiled {name}" for name in FORMATS]},
     "one image": {"torch": list(FORMATS), "engines": ["ONNX Runtime", "OpenVINO"]},
@@ -371,10 +392,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=native.get_num_threads())
     parser.add_argument("--seconds", type=float, default=1.0, help="spent on each contestant of each case")
     parser.add_argument("--compile", action="store_true", help="torch.compile takes part in training")
+    parser.add_argument("--memory", nargs="?", const="all", help="compare memory; a contestant's name: its MB alone")
     parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
     args = parser.parse_args()
     cnn.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
+    if args.memory:
+        for network in (n for n in NETWORKS if n.large and args.filter.lower() in n.name.lower()):
+            if args.memory == "all":
+                compare_memory(network)
+            else:
+                print(f"{memory_of_steps(network, args.memory):.0f}", end="")
+        return
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     print(f"{native.info()}\nPyTorch {torch.__version__}\n{'':<32}{'ratios':<29}milliseconds", flush=True)
     rows = []
