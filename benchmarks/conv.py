@@ -28,7 +28,7 @@ except ImportError:
 
 import pycnn as cnn
 from pycnn import native
-from pycnn.bench import best_time
+from pycnn.bench import best_time, geometric_mean
 
 # Of the largest result. Winograd's algorithm keeps 5e-6, and 1e-5 for the gradient of the weights.
 TOLERANCE = {"y": 5e-6, "dx": 5e-6, "dw": 1e-5, "db": 5e-6}
@@ -198,11 +198,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         "both, NCHW against NCHW": [r["nchw"] for r in rows],
         "dense 3x3 of C >= 64, best against best": [r["best"] for r in rows if r["dense_3x3"]],
     }
-    return {
-        name: {"mean": math.exp(sum(map(math.log, ratios)) / len(ratios)), "least": min(ratios)}
-        for name, ratios in groups.items()
-        if ratios
-    }
+    return {name: {"mean": geometric_mean(ratios), "least": min(ratios)} for name, ratios in groups.items() if ratios}
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ except ImportError:
 
 import pycnn as cnn
 from pycnn import calls, native, optimizers, shapes
-from pycnn.bench import best_time
+from pycnn.bench import best_time, geometric_mean
 from pycnn.plan import Arena, Buffer, PlanBuilder
 
 TOLERANCE = 2e-5  # of the largest element of a result
@@ -614,10 +614,6 @@ def last_level_cache() -> int:
     """Its bytes; 32 MB where the system does not tell."""
     sizes = [p.read_text().strip() for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max((int(size[:-1]) * 1024 for size in sizes if size.endswith("K")), default=32 * 2**20)
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def print_networks(operations: Iterator[Callable[[], Operation]], wanted: str, seconds: float) -> list[dict[str, Any]]:

@@ -148,10 +148,6 @@ def numpy_times(filter: str, seconds: float) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Matrix products against MKL and OpenBLAS.")
     parser.add_argument("--filter", default="", help="only the cases whose name contains this")
@@ -189,6 +185,8 @@ def main() -> None:
         )  # fmt: skip
         print(f"{case.name:20}{ours * 1e6:12.2f}{rate:10.1f}{rate / peak:9.1%}{mkl * 1e6:12.2f}{mkl / ours:7.2f}"
               f"{numpy * 1e6:13.2f}{numpy / ours:7.2f}", flush=True)  # fmt: skip
+    from pycnn.bench import geometric_mean
+
     for peer in ("mkl", "openblas"):
         print(f"geometric mean of the ratios, {peer}: {geometric_mean([row[f'ratio_{peer}'] for row in rows]):.2f}")
     if args.json:

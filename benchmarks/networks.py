@@ -36,6 +36,7 @@ except ImportError:
 
 import pycnn as cnn
 from pycnn import native
+from pycnn.bench import geometric_mean
 
 STEPS, TOLERANCE = 20, 0.02
 RATE, MOMENTUM = 0.01, 0.9
@@ -377,10 +378,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         for opponents, ratio in r["ratios"].items():
             size = ("large" if r["large"] else "small") + " networks, " if r["work"] == "training step" else ""
             groups.setdefault(f"{size}{r['work']}, against {opponents}", []).append(ratio)
-    return {
-        name: {"mean": math.exp(sum(map(math.log, ratios)) / len(ratios)), "least": min(ratios)}
-        for name, ratios in groups.items()
-    }
+    return {name: {"mean": geometric_mean(ratios), "least": min(ratios)} for name, ratios in groups.items()}
 
 
 def main() -> None:

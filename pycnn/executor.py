@@ -315,7 +315,8 @@ class PlanExecutor(Executor):
             self.dropouts.advance()
         binding = self._bind(plan, gradients, x=memory, y=y)
         binding.run(0, plan.marks["backward"])
-        Parameter.changed()
+        if training:
+            Parameter.changed()
         self._last = binding, x
         return y
 
@@ -340,9 +341,10 @@ class ReferenceExecutor(Executor):
         values: dict[Value, Any] = {self.graph.inputs[0]: x.tolist()}
         runs = []
         seed, step = (int(v) for v in self.dropouts.state)
-        as_lists: dict[Parameter, Any] = {}  # once each, for nodes that share them
+        # Once each, for nodes that share them.
+        as_lists = {p: p.view.tolist() for p in set(self.graph.parameters().values())}
         for index, node in enumerate(self.graph.nodes):
-            weights = {role: as_lists.setdefault(p, p.view.tolist()) for role, p in node.parameters.items()}
+            weights = {role: as_lists[p] for role, p in node.parameters.items()}
             run = Run(node, index, training, [values[v] for v in node.inputs], weights, seed % 2**64, step)
             run.output = values[node.output] = node.operator.run(run)
             runs.append(run)

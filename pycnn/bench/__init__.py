@@ -7,11 +7,12 @@ process of its own, for its BLAS keeps a thread pool that disturbs, and is distu
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ def best_time(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[s
                 best[name] = min(best[name], taken)
                 used[name] += taken
     return best
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
 def _verify(contestant: str, case: str, result: Any, expected: np.ndarray) -> None:
