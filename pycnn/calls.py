@@ -67,20 +67,29 @@ def _whole(channels: int) -> int:
 def _uses_winograd(g: shapes.Conv2D, costs: WinogradCosts, height: int, width: int, inputs: int, outputs: int) -> bool:
     """Whether Winograd's F(4x4, 3x3) is the cheaper way from `inputs` channels to (outputs, height, width).
 
-    Its patches of 4x4 outputs, of which the last of a row or column may hang over, are counted against the 9
-    multiply-adds an output of the direct sums.
+    Its patches of 4x4 outputs, of which the last of a row or column may hang over, are counted against the direct
+    sums' multiply-adds, those with padding left out. A kernel larger than 3x3 counts as so many times the channels as
+    it takes 3x3 segments.
     """
-    kernel = (g.r, g.s, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups)
-    if not native.config()["winograd"] or kernel != (3, 3, 1, 1, 1, 1, 1):
+    if not native.config()["winograd"] or (g.stride_h, g.stride_w, g.groups) != (1, 1, 1):
         return False
-    patches = _patches(g.n, height, width)
-    c, k = _whole(inputs), _whole(outputs)
+    c, k = -(-g.r // 3) * -(-g.s // 3) * _whole(inputs), _whole(outputs)
     a_patch = costs.products * c * k + costs.channel * c + costs.filter * k
-    return patches * a_patch + costs.weights * c * k < 9 * g.n * height * width * inputs * outputs
+    winograd = _patches(g, height, width) * a_patch + costs.weights * c * k
+    rows = _inside(g.oh, g.h, g.r, g.dilation_h, g.pad_top)
+    return winograd < rows * _inside(g.ow, g.w, g.s, g.dilation_w, g.pad_left) * g.n * inputs * outputs
 
 
-def _patches(n: int, height: int, width: int) -> int:
-    return n * -(-height // 4) * -(-width // 4)
+def _inside(outputs: int, size: int, taps: int, dilation: int, pad: int) -> int:
+    """How many pairs of an output and a tap of stride 1 do not meet padding."""
+    starts = (t * dilation - pad for t in range(taps))
+    return sum(max(0, min(outputs, size - start) - max(0, -start)) for start in starts)
+
+
+def _patches(g: shapes.Conv2D, height: int, width: int) -> int:
+    """A dilated convolution has patches of every dilation-th row and column."""
+    down, across = (-(-extent // (4 * apart)) for extent, apart in ((height, g.dilation_h), (width, g.dilation_w)))
+    return g.n * g.dilation_h * g.dilation_w * down * across
 
 
 def _path(g: shapes.Conv2D, is_winograd: bool, winograd: str, grouped: str, other: str) -> str:
@@ -111,7 +120,7 @@ def conv2d(
     is_winograd = _uses_winograd(g, WINOGRAD, g.oh, g.ow, g.c, g.k)
     kernel = _path(g, is_winograd, "winograd_conv2d", "grouped_conv2d", "conv2d")
     # With fewer patches than filters, winograd.h transforms the weights where it uses them.
-    kept = kept and (not is_winograd or _patches(g.n, g.oh, g.ow) >= g.k)
+    kept = kept and (not is_winograd or _patches(g, g.oh, g.ow) >= g.k)
     _with_weights(b, kernel, [y, x, w, bias], w, _conv_work(g), epilogue, kept, asdict(g) | strides)
 
 

@@ -72,7 +72,7 @@ def get_num_threads() -> int:
 def config(*, winograd: bool | None = None) -> dict[str, bool]:
     """Sets what is given and returns all settings; they hold for every plan made from then on.
 
-    winograd: whether 3x3 convolutions of stride 1 may use Winograd's algorithm, which is faster. Its rounding
+    winograd: whether convolutions of stride 1 may use Winograd's algorithm, which is faster. Its rounding
     error is up to 5e-6 of the largest result (1e-5 for the gradient of the weights) instead of 1e-6, and a NaN or
     infinity in the input reaches all outputs of the 4x4 patches whose windows hold it.
     """

@@ -15,9 +15,9 @@ from pycnn.plan import Arena, PlanBuilder, run_once
 TILE_ROWS = {"avx512": 14, "avx2": 6, "neon": 12, "baseline": 6}[cnn.info()["isa"]]
 
 
-def run_kernels(x, w, b, dy, padding, weights):
+def run_kernels(x, w, b, dy, padding, dilation, weights):
     """y, dx, dw of the three kernels, whatever the rule says; weights in (K, C, R, S) or (R, S, C, K) memory."""
-    g = shapes.conv2d("test", x.shape, w.shape, padding=padding, stride=1, dilation=1, groups=1)
+    g = shapes.conv2d("test", x.shape, w.shape, padding=padding, stride=1, dilation=dilation, groups=1)
     order = (0, 1, 2, 3) if weights == "KCRS" else (2, 3, 1, 0)
     strides = calls.kcrs_strides(g) if weights == "KCRS" else calls.rsck_strides(g)
     nhwc = {name: np.ascontiguousarray(a.transpose(0, 2, 3, 1)) for name, a in (("x", x), ("dy", dy))}
@@ -37,13 +37,13 @@ def run_kernels(x, w, b, dy, padding, weights):
     return arrays["y"].transpose(back), arrays["dx"].transpose(back), arrays["dw"].transpose(np.argsort(order))
 
 
-def check_kernels(n, c, h, w, k, padding=1, weights=("KCRS", "RSCK")):
-    x, filters, b = normal((n, c, h, w), "x"), normal((k, c, 3, 3), "w"), normal(k, "b")
-    expected_y = conv2d_double(x, filters, b, padding=padding)
+def check_kernels(n, c, h, w, k, padding=1, kernel=(3, 3), dilation=1):
+    x, filters, b = normal((n, c, h, w), "x"), normal((k, c, *kernel), "w"), normal(k, "b")
+    expected_y = conv2d_double(x, filters, b, padding=padding, dilation=dilation)
     dy = normal(expected_y.shape, "dy")
-    dx, dw, _ = conv2d_backward_double(dy, x, filters, padding=padding)
-    for layout in weights:
-        actual = run_kernels(x, filters, b, dy, padding, layout)
+    dx, dw, _ = conv2d_backward_double(dy, x, filters, padding=padding, dilation=dilation)
+    for layout in ("KCRS", "RSCK"):
+        actual = run_kernels(x, filters, b, dy, padding, dilation, layout)
         for result, wanted, tolerance in zip(actual, (expected_y, dx, dw), (5e-6, 5e-6, 1e-5), strict=True):
             assert_close(result, wanted, tolerance, floor=1)
 
@@ -94,6 +94,35 @@ def test_patches_around_the_rows_of_the_micro_kernel(patches, filters):
     check_kernels(patches, VL, 4, 3, filters)
 
 
+@pytest.mark.parametrize(
+    "kernel", [(1, 1), (2, 2), (1, 3), (3, 2), (4, 4), (5, 5), (6, 6), (3, 7), (7, 3), (8, 5), (10, 10)], ids=str
+)
+@pytest.mark.parametrize("shape", [(2, 3, 13, 11, VL + 3), (3, VL + 1, 12, 10, 5), (1, 2 * VL, 10, 14, 3 * VL)])
+def test_segments_of_other_kernels(kernel, shape):
+    """A kernel of any size in segments of 3x3 taps; with more padding than the kernel reaches as well."""
+    check_kernels(*shape, 0, kernel)
+    check_kernels(*shape, ((0, 2), (kernel[0], 1)), kernel)
+
+
+def test_a_kernel_as_large_as_the_image():
+    check_kernels(2, 5, 7, 8, 6, 0, (7, 8))
+    check_kernels(2, 5, 3, 4, 6, ((4, 3), (2, 5)), (9, 10))
+
+
+@pytest.mark.parametrize("dilation", [2, 3, (1, 4), (5, 2)])
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (4, 9), (14, 13)])
+def test_dilation(dilation, h, w):
+    """Also by more than the image has rows."""
+    pad = [2 * d for d in np.broadcast_to(dilation, 2).tolist()]
+    check_kernels(2, VL + 1, h, w, 7, tuple(pad), (3, 3), dilation)
+    check_kernels(1, 3, h, w, VL + 2, tuple(2 * p for p in pad), (5, 4), dilation)
+
+
+def test_segments_in_several_chunks_and_parts():
+    check_kernels(1, 100, 11, 9, 70, 1, (5, 4))
+    check_kernels(9, 20, 23, 25, 12, 2, (6, 6))
+
+
 def test_several_chunks_of_channels_and_parts_of_patches():
     check_kernels(1, 300, 9, 9, 70)
     check_kernels(5, 130, 8, 8, 21)
@@ -134,6 +163,13 @@ def test_the_rule_takes_dense_3x3_layers_of_stride_1():
         assert kernels_of((8, c, size, size), (c, c, 3, 3)) == names, (c, size)
 
 
+def test_the_rule_takes_larger_and_dilated_kernels():
+    names = ["winograd_conv2d", "winograd_conv2d_backward_data", "winograd_conv2d_backward_weights"]
+    assert kernels_of((8, 64, 56, 56), (64, 64, 5, 5)) == names
+    assert kernels_of((32, 16, 25, 25), (32, 16, 6, 6), padding=0) == names
+    assert kernels_of((8, 256, 28, 28), (256, 256, 3, 3), dilation=2) == names
+
+
 def test_the_gradient_of_the_weights_has_a_rule_of_its_own():
     """Of few channels, or few patches for many weights, direct sums are faster."""
     for n, c, size in ((8, 16, 32), (1, 512, 7)):
@@ -145,10 +181,11 @@ def test_the_gradient_of_the_weights_has_a_rule_of_its_own():
     [
         ((8, 64, 56, 56), (64, 64, 3, 3), {"stride": 2}),
         ((8, 64, 56, 56), (64, 64, 3, 3), {"stride": (1, 2)}),
-        ((8, 64, 56, 56), (64, 64, 3, 3), {"dilation": 2}),
+        ((8, 64, 56, 56), (64, 64, 3, 3), {"dilation": 28}),
+        ((8, 64, 56, 56), (64, 64, 1, 1), {}),
         ((8, 64, 56, 56), (64, 32, 3, 3), {"groups": 2}),
-        ((8, 64, 56, 56), (64, 64, 3, 1), {}),
-        ((8, 64, 56, 56), (64, 64, 5, 5), {}),
+        ((8, 64, 56, 56), (64, 64, 1, 7), {}),
+        ((8, 64, 1, 1), (64, 64, 5, 5), {"padding": 2}),
         ((64, 3, 32, 32), (32, 3, 3, 3), {}),
         ((64, 1, 8, 8), (4, 1, 3, 3), {}),
         ((8, 64, 1, 1), (64, 64, 3, 3), {}),

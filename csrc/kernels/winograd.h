@@ -1,7 +1,12 @@
-/* 3x3 convolution of stride 1 by Winograd's F(4x4, 3x3): 36 multiplications where the direct sum takes 144
- * (Lavin and Gray 2016, "Fast algorithms for convolutional neural networks", equation 12).
+/* Convolution of stride 1 by Winograd's F(4x4, 3x3): 36 multiplications where the direct sum takes 144 (Lavin and
+ * Gray 2016, "Fast algorithms for convolutional neural networks", equation 12).
  *
  *     y[4x4] = A^T [ (G g G^T) * (B^T x[6x6] B) ] A        for each patch of 4x4 outputs, summed over channels
+ *
+ * A larger kernel is cut into segments of 3x3 taps, the last ones filled up with zeros. What a segment contributes is
+ * a 3x3 convolution of the image seen from 3 pixels further on, so that its channels are just more channels to sum
+ * over (Huang et al. 2020, "DWM: a decomposable Winograd method", section 3). A dilated convolution is a plain one on
+ * every d-th pixel: the outputs of a patch, and the pixels of its window, lie d apart.
  *
  * After the transforms, each of the 36 places `e` of a patch is a matrix product of its own:
  *
@@ -26,7 +31,7 @@
  * Backward-data is the convolution of dy with the flipped filters, channels and filters exchanged. Each output
  * is made by one task, in an order of shapes alone. */
 
-enum { PATCH = 4, WINDOW = 6, PLACES = WINDOW * WINDOW, TAPS_3X3 = 9 };
+enum { PATCH = 4, WINDOW = 6, PLACES = WINDOW * WINDOW, SEGMENT = 3, SEGMENT_TAPS = SEGMENT * SEGMENT };
 enum { OWN_FLOATS = 65536, LEAST_TASKS = 16 };
 
 static const float POINT_A = 0.70710678118654752f, POINT_B = 1.4142135623730951f;      /* a * a = 1/2, b * b = 2 */
@@ -71,38 +76,47 @@ INLINE void filter_transform(const vec g[3], vec o[WINDOW])
 
 /* Images and weights as one product sees them: forward, or backward-data with the roles exchanged. */
 typedef struct {
-    int64_t images, len, columns;            /* channels summed over, channels made */
-    int64_t in_h, in_w, out_h, out_w, top, left;
+    int64_t images, channels, columns;       /* channels read, channels made */
+    int64_t in_h, in_w, out_h, out_w, top, left, apart_h, apart_w;
+    int64_t kernel_h, kernel_w, segments, segments_across;
     int64_t w_tap, w_l, w_column, flipped;
-    int64_t down, across, patches;           /* of an image; in all */
+    int64_t down, across, patches;           /* of every apart-th pixel of an image; in all */
     int64_t prepacked;                       /* whether u comes as pack_winograd leaves it */
     const float *packed;
     pycnn_epilogue epilogue;
 } winograd;
 
+static winograd cut(winograd p, const pycnn_conv2d *d)
+{
+    p.images = d->n, p.w_tap = d->w_tap, p.kernel_h = d->r, p.kernel_w = d->s;
+    p.segments_across = ceil_div(d->s, SEGMENT), p.segments = ceil_div(d->r, SEGMENT) * p.segments_across;
+    p.apart_h = d->dilation_h, p.apart_w = d->dilation_w;
+    p.down = ceil_div(ceil_div(p.out_h, p.apart_h), PATCH), p.across = ceil_div(ceil_div(p.out_w, p.apart_w), PATCH);
+    p.patches = p.images * p.apart_h * p.apart_w * p.down * p.across;
+    return p;
+}
+
 static winograd winograd_forward(const pycnn_conv2d *d)
 {
-    const int64_t down = ceil_div(d->oh, PATCH), across = ceil_div(d->ow, PATCH);
-    return (winograd){
-        .images = d->n, .len = d->c, .columns = d->k, .in_h = d->h, .in_w = d->w, .out_h = d->oh, .out_w = d->ow,
-        .top = d->pad_top, .left = d->pad_left, .w_tap = d->w_tap, .w_l = d->w_c, .w_column = d->w_k,
-        .down = down, .across = across, .patches = d->n * down * across, .prepacked = d->prepacked,
+    return cut((winograd){
+        .channels = d->c, .columns = d->k, .in_h = d->h, .in_w = d->w, .out_h = d->oh, .out_w = d->ow,
+        .top = d->pad_top, .left = d->pad_left, .w_l = d->w_c, .w_column = d->w_k, .prepacked = d->prepacked,
         .epilogue = d->epilogue,
-    };
+    }, d);
 }
 
 static winograd winograd_reversed(const pycnn_conv2d *d)
 {
-    const int64_t down = ceil_div(d->h, PATCH), across = ceil_div(d->w, PATCH);
-    return (winograd){
-        .images = d->n, .len = d->k, .columns = d->c, .in_h = d->oh, .in_w = d->ow, .out_h = d->h, .out_w = d->w,
-        .top = 2 - d->pad_top, .left = 2 - d->pad_left, .w_tap = d->w_tap, .w_l = d->w_k, .w_column = d->w_c,
-        .flipped = 1, .down = down, .across = across, .patches = d->n * down * across,
-    };
+    return cut((winograd){
+        .channels = d->k, .columns = d->c, .in_h = d->oh, .in_w = d->ow, .out_h = d->h, .out_w = d->w,
+        .top = (d->r - 1) * d->dilation_h - d->pad_top, .left = (d->s - 1) * d->dilation_w - d->pad_left,
+        .w_l = d->w_k, .w_column = d->w_c, .flipped = 1,
+    }, d);
 }
 
-/* Channels are summed in whole vectors, those beyond the last being zeros. */
-INLINE int64_t whole(int64_t channels) { return round_up(channels, VL); }
+/* The l that are summed over: of each segment the channels in whole vectors, those beyond the last being zeros. */
+INLINE int64_t segment_len(const winograd *p) { return round_up(p->channels, VL); }
+INLINE int64_t winograd_len(const winograd *p) { return p->segments * segment_len(p); }
 /* The distance of two places: an odd number of cache lines, for a patch's 36 places a power of two apart would share
  * one set of a cache. */
 INLINE int64_t place_step(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
@@ -127,19 +141,24 @@ typedef struct { int64_t n, row, column; } patch_place;
 
 INLINE patch_place find_patch(const winograd *p, int64_t patch)
 {
-    return (patch_place){ patch / p->across / p->down, patch / p->across % p->down * PATCH, patch % p->across * PATCH };
+    const int64_t line = patch / p->across, i = line % p->down, j = patch % p->across, phase = line / p->down;
+    const int64_t phase_h = phase / p->apart_w % p->apart_h, phase_w = phase % p->apart_w;
+    return (patch_place){ phase / p->apart_w / p->apart_h, i * PATCH * p->apart_h + phase_h,
+                          j * PATCH * p->apart_w + phase_w };
 }
 
-/* Where the pixels of a patch's window lie; padding is read from `zeros`. */
-static void find_window(const winograd *p, const float *in, int64_t patch, const float *zeros,
+/* Where the pixels of a patch's window lie, as a segment sees it; padding is read from `zeros`. */
+static void find_window(const winograd *p, const float *in, const patch_place *at, int64_t segment, const float *zeros,
                         const float *window[PLACES])
 {
-    const patch_place at = find_patch(p, patch);
-    const int64_t row = at.row - p->top, column = at.column - p->left;
+    const int64_t row = at->row - p->top + segment / p->segments_across * SEGMENT * p->apart_h;
+    const int64_t column = at->column - p->left + segment % p->segments_across * SEGMENT * p->apart_w;
     for (int64_t i = 0; i < WINDOW; i++)
-        for (int64_t j = 0; j < WINDOW; j++)
-            window[i * WINDOW + j] = inside(row + i, p->in_h) && inside(column + j, p->in_w)
-                ? in + ((at.n * p->in_h + row + i) * p->in_w + column + j) * p->len : zeros;
+        for (int64_t j = 0; j < WINDOW; j++) {
+            const int64_t h = row + i * p->apart_h, w = column + j * p->apart_w;
+            window[i * WINDOW + j] = inside(h, p->in_h) && inside(w, p->in_w)
+                ? in + ((at->n * p->in_h + h) * p->in_w + w) * p->channels : zeros;
+        }
 }
 
 /* B^T d B of n channels from l on, to v, v + step, ... */
@@ -177,44 +196,71 @@ static void transform_patch(const winograd *p, const float *in, const float *zer
                             int64_t row, float *v)
 {
     const float *window[PLACES];
-    const int64_t start = group_start(r, g), channels = whole(p->len);
-    find_window(p, in, r->first + start + row, zeros, window);
-    transform_channels(window, p->len, v + start * channels + row * VL, group_rows(r, g) * VL,
-                       place_step(r->patches * channels));
+    const int64_t start = group_start(r, g), rows = group_rows(r, g), len = winograd_len(p);
+    const patch_place at = find_patch(p, r->first + start + row);
+    v += start * len + row * VL;
+    for (int64_t segment = 0; segment < p->segments; segment++, v += segment_len(p) * rows) {
+        find_window(p, in, &at, segment, zeros, window);
+        transform_channels(window, p->channels, v, rows * VL, place_step(r->patches * len));
+    }
 }
 
 /* ---- u, weights in panels of columns: [e][l][vectors] */
 
-enum { GATHERED = 16, FILTER_FLOATS = GATHERED * TAPS_3X3 * PANEL };
+enum { GATHERED = 16, FILTER_FLOATS = GATHERED * SEGMENT_TAPS * PANEL };
 
-/* Brings `len` filters of a panel to [l][tap][PANEL], columns beyond the last being zeros. One of the strides is 1,
- * and blocks are transposed along it. */
-static void gather_filters(const winograd *p, const float *w, int64_t len, int64_t columns, float *to)
+/* Which taps of a filter a segment has: `runs` of n taps next to each other, the first from `tap` of the filter and
+ * `place` of the segment on. The segments of a flipped filter begin at its end, and are flipped later. */
+typedef struct { int64_t runs, n, tap, place; } segment_taps;
+
+static segment_taps find_taps(const winograd *p, int64_t segment)
 {
-    if (columns < PANEL)
-        memset(to, 0, sizeof(float) * FILTER_FLOATS);
+    const int64_t i = segment / p->segments_across * SEGMENT, j = segment % p->segments_across * SEGMENT;
+    const int64_t top = p->flipped ? p->kernel_h - SEGMENT - i : i, left = p->flipped ? p->kernel_w - SEGMENT - j : j;
+    const int64_t r = MAX(top, 0), s = MAX(left, 0);
+    segment_taps t = { .runs = MIN(top + SEGMENT, p->kernel_h) - r, .n = MIN(left + SEGMENT, p->kernel_w) - s,
+                       .tap = r * p->kernel_w + s, .place = (r - top) * SEGMENT + s - left };
+    if (p->kernel_w == SEGMENT) /* then its rows are next to each other as well */
+        t.n *= t.runs, t.runs = 1;
+    return t;
+}
+
+/* Brings n taps of `len` filters of a panel to [l][tap][PANEL]. One of the strides is 1, and blocks are transposed
+ * along it. */
+static void gather_taps(const winograd *p, const float *w, int64_t n, int64_t len, int64_t columns, float *to)
+{
     if (p->w_column == 1)
         for (int64_t l = 0; l < len; l++)
-            for (int64_t t = 0; t < TAPS_3X3; t++)
+            for (int64_t t = 0; t < n; t++)
                 for (int64_t j = 0; j < columns; j += VL)
-                    store_n(to + (l * TAPS_3X3 + t) * PANEL + j, load_n(w + l * p->w_l + t * p->w_tap + j, columns - j),
-                            columns - j);
+                    store_n(to + (l * SEGMENT_TAPS + t) * PANEL + j,
+                            load_n(w + l * p->w_l + t * p->w_tap + j, columns - j), columns - j);
     else if (p->w_tap == 1)
         for (int64_t l = 0; l < len; l++)
-            transpose_matrix(w + l * p->w_l, p->w_column, to + l * TAPS_3X3 * PANEL, PANEL, columns, TAPS_3X3);
+            transpose_matrix(w + l * p->w_l, p->w_column, to + l * SEGMENT_TAPS * PANEL, PANEL, columns, n);
     else
-        for (int64_t t = 0; t < TAPS_3X3; t++)
-            transpose_matrix(w + t * p->w_tap, p->w_column, to + t * PANEL, TAPS_3X3 * PANEL, columns, len);
+        for (int64_t t = 0; t < n; t++)
+            transpose_matrix(w + t * p->w_tap, p->w_column, to + t * PANEL, SEGMENT_TAPS * PANEL, columns, len);
+}
+
+/* A segment of `len` filters: columns beyond the last, and taps that the filter does not have, are zeros. */
+static void gather_segment(const winograd *p, const float *w, int64_t segment, int64_t len, int64_t columns, float *to)
+{
+    segment_taps t = find_taps(p, segment);
+    if (columns < PANEL || t.runs * t.n < SEGMENT_TAPS)
+        memset(to, 0, sizeof(float) * FILTER_FLOATS);
+    for (; t.runs > 0; t.runs--, t.tap += p->kernel_w, t.place += SEGMENT)
+        gather_taps(p, w + t.tap * p->w_tap, t.n, len, columns, to + t.place * PANEL);
 }
 
 /* G g G^T of one vector of columns, to u, u + step, ... */
 INLINE void transform_filter(const float *g, int64_t flipped, float *u, int64_t step)
 {
-    vec half[WINDOW][3];
-    UNROLL for (int s = 0; s < 3; s++) {
-        vec column[3], o[WINDOW];
-        UNROLL for (int r = 0; r < 3; r++)
-            column[r] = load(g + (flipped ? TAPS_3X3 - 1 - r * 3 - s : r * 3 + s) * PANEL);
+    vec half[WINDOW][SEGMENT];
+    UNROLL for (int s = 0; s < SEGMENT; s++) {
+        vec column[SEGMENT], o[WINDOW];
+        UNROLL for (int r = 0; r < SEGMENT; r++)
+            column[r] = load(g + (flipped ? SEGMENT_TAPS - 1 - r * SEGMENT - s : r * SEGMENT + s) * PANEL);
         filter_transform(column, o);
         UNROLL for (int i = 0; i < WINDOW; i++)
             half[i][s] = o[i];
@@ -233,14 +279,17 @@ static void transform_filters(const winograd *p, const float *w, int64_t panel, 
 {
     const int64_t width = panel_width(p->columns, panel), columns = MIN(PANEL, p->columns - panel * PANEL);
     float gathered[FILTER_FLOATS];
-    for (; l0 < l1; l0 += GATHERED) {
-        const int64_t end = MIN(l1, l0 + GATHERED), len = MIN(p->len, end) - l0;
-        gather_filters(p, w + panel * PANEL * p->w_column + l0 * p->w_l, len, columns, gathered);
-        if (len < end - l0)
-            memset(gathered + len * TAPS_3X3 * PANEL, 0, sizeof(float) * (size_t)((end - l0 - len) * TAPS_3X3 * PANEL));
-        for (const float *g = gathered; g < gathered + (end - l0) * TAPS_3X3 * PANEL; g += TAPS_3X3 * PANEL)
+    while (l0 < l1) {
+        const int64_t segment = l0 / segment_len(p), channel = l0 % segment_len(p);
+        const int64_t padded = MIN(MIN(l1 - l0, GATHERED), segment_len(p) - channel);
+        const int64_t len = MIN(padded, p->channels - channel);
+        gather_segment(p, w + panel * PANEL * p->w_column + channel * p->w_l, segment, len, columns, gathered);
+        if (len < padded)
+            memset(gathered + len * SEGMENT_TAPS * PANEL, 0, sizeof(float) * (size_t)((padded - len) * SEGMENT_TAPS * PANEL));
+        for (const float *g = gathered; g < gathered + padded * SEGMENT_TAPS * PANEL; g += SEGMENT_TAPS * PANEL)
             for (int64_t j = 0; j < width; j += VL, u += VL)
                 transform_filter(g + j, p->flipped, u, step);
+        l0 += padded;
     }
 }
 
@@ -290,13 +339,13 @@ static const place_function place_functions[2][TILE_ROWS] = { { TILE_SIZES(PLACE
 static void multiply_places(const winograd *p, const patch_range *r, int64_t panel, int64_t l0, int64_t l1,
                             const float *v, const float *u, int64_t u_step, float *m)
 {
-    const int64_t v_step = place_step(r->patches * whole(p->len)), m_step = place_step(r->patches * PANEL);
-    const int64_t channels = whole(p->len), width = panel_width(p->columns, panel);
+    const int64_t len = winograd_len(p), v_step = place_step(r->patches * len), m_step = place_step(r->patches * PANEL);
+    const int64_t width = panel_width(p->columns, panel);
     const place_function *functions = place_functions[width / VL - 1];
     for (int64_t e = 0; e < PLACES; e++, v += v_step, u += u_step, m += m_step)
         for (int64_t g = 0; g < r->groups; g++) {
             const int64_t start = group_start(r, g), rows = group_rows(r, g);
-            functions[rows - 1](l1 - l0, v + start * channels + l0 * rows, u, m + start * width, l0 > 0);
+            functions[rows - 1](l1 - l0, v + start * len + l0 * rows, u, m + start * width, l0 > 0);
         }
 }
 
@@ -331,14 +380,18 @@ INLINE void transform_outputs(const float *m, int64_t step, vec bias, pycnn_epil
 static void store_patches(const winograd *p, const patch_range *r, int64_t panel, const float *m, float *out,
                           const float *bias)
 {
-    const int64_t width = panel_width(p->columns, panel), row_step = p->out_w * p->columns;
+    const int64_t width = panel_width(p->columns, panel);
+    const int64_t row_step = p->apart_h * p->out_w * p->columns, pixel_step = p->apart_w * p->columns;
     for (int64_t i = 0; i < r->patches; i++) {
         const patch_place at = find_patch(p, r->first + i);
-        float *corner = out + (at.n * p->out_h + at.row) * row_step + at.column * p->columns;
+        if (at.row >= p->out_h || at.column >= p->out_w) /* of a phase with fewer pixels than others */
+            continue;
+        const int64_t rows = ceil_div(p->out_h - at.row, p->apart_h), columns = ceil_div(p->out_w - at.column, p->apart_w);
+        float *corner = out + ((at.n * p->out_h + at.row) * p->out_w + at.column) * p->columns;
         for (int64_t j = 0; j < width; j += VL) {
             const int64_t column = panel * PANEL + j, n = p->columns - column;
             transform_outputs(m + i * width + j, place_step(r->patches * PANEL), bias ? load_n(bias + column, n) : splat(0),
-                              p->epilogue, corner + column, row_step, p->columns, p->out_h - at.row, p->out_w - at.column, n);
+                              p->epilogue, corner + column, row_step, pixel_step, rows, columns, n);
         }
     }
 }
@@ -349,23 +402,23 @@ static void store_patches(const winograd *p, const patch_range *r, int64_t panel
 typedef struct { int64_t parts, chunk, zeros, shared, own, m; } winograd_space;
 
 INLINE int keeps_weights(const winograd *p) { return p->patches >= p->columns; }
-INLINE int64_t panel_floats_u(const winograd *p) { return PLACES * place_step(whole(p->len) * PANEL); }
+INLINE int64_t panel_floats_u(const winograd *p) { return PLACES * place_step(winograd_len(p) * PANEL); }
 INLINE int64_t all_floats_u(const winograd *p) { return panels(p->columns) * panel_floats_u(p); }
 
 static winograd_space winograd_layout(const winograd *p)
 {
-    const int64_t channels = whole(p->len), all = panels(p->columns);
-    winograd_space s = { .zeros = line_floats(p->len) };
+    const int64_t len = winograd_len(p), all = panels(p->columns);
+    winograd_space s = { .zeros = line_floats(p->channels) };
     if (keeps_weights(p)) { /* blocks of whole groups */
-        const int64_t groups = MAX(1, OWN_FLOATS / (PLACES * channels * TILE_ROWS));
+        const int64_t groups = MAX(1, OWN_FLOATS / (PLACES * len * TILE_ROWS));
         s.parts = MAX(ceil_div(p->patches, groups * TILE_ROWS), MIN(LEAST_TASKS, ceil_div(p->patches, 2 * TILE_ROWS)));
-        s.chunk = channels;
+        s.chunk = len;
         s.shared = p->prepacked ? 0 : all_floats_u(p);
-        s.own = PLACES * place_step(ceil_div(p->patches, s.parts) * channels);
+        s.own = PLACES * place_step(ceil_div(p->patches, s.parts) * len);
     } else {
         s.parts = MIN(p->patches, ceil_div(LEAST_TASKS, all));
-        s.chunk = MIN(channels, MAX(1, OWN_FLOATS / (PLACES * PANEL * GATHERED)) * GATHERED);
-        s.shared = s.parts * PLACES * place_step(ceil_div(p->patches, s.parts) * channels);
+        s.chunk = MIN(len, MAX(1, OWN_FLOATS / (PLACES * PANEL * GATHERED)) * GATHERED);
+        s.shared = s.parts * PLACES * place_step(ceil_div(p->patches, s.parts) * len);
         s.own = PLACES * place_step(s.chunk * PANEL);
     }
     s.m = PLACES * place_step(ceil_div(p->patches, s.parts) * PANEL);
@@ -380,20 +433,20 @@ static int64_t winograd_floats(const winograd *p, int64_t threads)
 
 static void pack_winograd(const winograd *p, const float *w, float *u)
 {
-    const int64_t channels = whole(p->len), strips = ceil_div(channels, GATHERED);
+    const int64_t len = winograd_len(p), strips = ceil_div(len, GATHERED);
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < panels(p->columns) * strips; task++) {
         const int64_t panel = task / strips, l0 = task % strips * GATHERED, width = panel_width(p->columns, panel);
-        transform_filters(p, w, panel, l0, MIN(channels, l0 + GATHERED), u + panel * panel_floats_u(p) + l0 * width,
-                          place_step(channels * PANEL));
+        transform_filters(p, w, panel, l0, MIN(len, l0 + GATHERED), u + panel * panel_floats_u(p) + l0 * width,
+                          place_step(len * PANEL));
     }
 }
 
 static void winograd_blocks(const winograd *p, const winograd_space *s, float *out, const float *in, const float *bias,
                             const float *zeros, const float *u, float *v, float *m)
 {
-    const int64_t channels = whole(p->len), all = panels(p->columns);
-    const int64_t u_step = place_step(channels * PANEL);
+    const int64_t len = winograd_len(p), all = panels(p->columns);
+    const int64_t u_step = place_step(len * PANEL);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t block = 0; block < s->parts; block++) {
         const patch_range r = patch_part(p->patches, block, s->parts);
@@ -401,7 +454,7 @@ static void winograd_blocks(const winograd *p, const winograd_space *s, float *o
             for (int64_t row = 0; row < group_rows(&r, g); row++)
                 transform_patch(p, in, zeros, &r, g, row, v);
         for (int64_t panel = 0; panel < all; panel++) {
-            multiply_places(p, &r, panel, 0, channels, v, u + PLACES * panel * u_step, u_step, m);
+            multiply_places(p, &r, panel, 0, len, v, u + PLACES * panel * u_step, u_step, m);
             store_patches(p, &r, panel, m, out, bias);
         }
     }
@@ -410,9 +463,9 @@ static void winograd_blocks(const winograd *p, const winograd_space *s, float *o
 static void winograd_panels(const winograd *p, const winograd_space *s, float *out, const float *in, const float *w,
                             const float *bias, const float *zeros, float *u, float *v, float *m)
 {
-    const int64_t channels = whole(p->len), all = panels(p->columns);
+    const int64_t len = winograd_len(p), all = panels(p->columns);
     const int64_t u_step = place_step(s->chunk * PANEL);
-    const int64_t v_part = PLACES * place_step(ceil_div(p->patches, s->parts) * channels);
+    const int64_t v_part = PLACES * place_step(ceil_div(p->patches, s->parts) * len);
 #pragma omp for schedule(static)
     for (int64_t patch = 0; patch < p->patches; patch++) {
         const int64_t part = part_holding(p->patches, patch, s->parts);
@@ -424,8 +477,8 @@ static void winograd_panels(const winograd *p, const winograd_space *s, float *o
     for (int64_t task = 0; task < all * s->parts; task++) {
         const int64_t panel = task / s->parts, part = task % s->parts;
         const patch_range r = patch_part(p->patches, part, s->parts);
-        for (int64_t l0 = 0; l0 < channels; l0 += s->chunk) {
-            const int64_t l1 = MIN(channels, l0 + s->chunk);
+        for (int64_t l0 = 0; l0 < len; l0 += s->chunk) {
+            const int64_t l1 = MIN(len, l0 + s->chunk);
             transform_filters(p, w, panel, l0, l1, u, u_step);
             multiply_places(p, &r, panel, l0, l1, v + part * v_part, u, u_step, m);
         }
@@ -441,7 +494,7 @@ static void run_winograd(const winograd *p, float *out, const float *in, const f
     own += omp_get_thread_num() * (s.own + s.m);
     float *m = own + s.own;
 #pragma omp single
-    memset(zeros, 0, sizeof(float) * (size_t)p->len);
+    memset(zeros, 0, sizeof(float) * (size_t)p->channels);
     if (keeps_weights(p)) {
         if (!p->prepacked)
             pack_winograd(p, w, shared);

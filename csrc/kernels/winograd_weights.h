@@ -1,5 +1,5 @@
-/* The gradient of 3x3 filters of stride 1 by Winograd's F(3x3, 4x4), the counterpart of winograd.h: the same windows
- * of the input and the same 36 products, with patches of dy in the place of filters.
+/* The gradient of filters of stride 1 by Winograd's F(3x3, 4x4), the counterpart of winograd.h: the same segments of
+ * larger kernels, windows of the input and 36 products, with patches of dy in the place of filters.
  *
  *     dw[3x3] = G^T [ sum over patches: (B^T x[6x6] B) * (A dy[4x4] A^T) ] G
  *
@@ -17,7 +17,7 @@ enum { STRIP_BLOCKS = (48 + TILE_ROWS - 1) / TILE_ROWS, LEAST_PATCHES = 128 };
 typedef struct {
     winograd p;                      /* as in the forward product */
     int64_t chunks, patches;         /* patches of the longest chunk */
-    int64_t strips, strip;           /* l of the longest strip */
+    int64_t len, strips, strip;      /* l, without the zeros after the last channel; l of the longest strip */
     int64_t v_row, v_step, d_step, du_step;
 } winograd_outer;
 
@@ -25,11 +25,12 @@ static winograd_outer winograd_weights_cut(const pycnn_conv2d *d)
 {
     winograd_outer o = { .p = winograd_forward(d) };
     const winograd *p = &o.p;
-    o.chunks = ceil_div(p->patches, MAX(LEAST_PATCHES, 2 * p->len * p->columns / (p->len + p->columns)));
+    o.len = (p->segments - 1) * segment_len(p) + p->channels;
+    o.chunks = ceil_div(p->patches, MAX(LEAST_PATCHES, 2 * o.len * p->columns / (o.len + p->columns)));
     o.patches = ceil_div(p->patches, o.chunks);
-    o.strips = ceil_div(p->len, STRIP_BLOCKS * TILE_ROWS);
-    o.strip = ceil_div(p->len, o.strips);
-    o.v_row = place_step(whole(p->len));
+    o.strips = ceil_div(o.len, STRIP_BLOCKS * TILE_ROWS);
+    o.strip = ceil_div(o.len, o.strips);
+    o.v_row = place_step(winograd_len(p));
     o.v_step = place_step(o.patches * o.v_row);
     o.d_step = place_step(panels(p->columns) * o.patches * PANEL);
     o.du_step = place_step(o.strip * PANEL);
@@ -47,7 +48,7 @@ static int64_t kept_strips(const winograd_outer *o, int64_t threads)
 static int64_t winograd_conv2d_backward_weights_workspace(const void *desc, int64_t threads)
 {
     const winograd_outer o = winograd_weights_cut(desc);
-    const int64_t zeros = line_floats(MAX(o.p.len, o.p.columns));
+    const int64_t zeros = line_floats(MAX(o.p.channels, o.p.columns));
     return (zeros + PLACES * (o.v_step + o.d_step) + kept_strips(&o, threads) * strip_floats(&o)) * (int64_t)sizeof(float);
 }
 
@@ -65,7 +66,7 @@ INLINE void gradient_transform(const vec d[PATCH], vec o[WINDOW])
 }
 
 /* o = G^T u: sums to a filter's gradient. */
-INLINE void filter_gradient(const vec u[WINDOW], vec o[3])
+INLINE void filter_gradient(const vec u[WINDOW], vec o[SEGMENT])
 {
     const vec even_a = NORM_A * (u[1] + u[2]), odd_a = NORM_A * (u[1] - u[2]);
     const vec even_b = NORM_B * (u[3] + u[4]), odd_b = NORM_B * (u[3] - u[4]);
@@ -95,15 +96,17 @@ INLINE void transform_gradient(const float *const pixel[PATCH * PATCH], int64_t 
 }
 
 /* d of a patch: [e][panel][patch][width], `row` being its place in the chunk. */
-static void transform_dy(const winograd_outer *o, const float *dy, const float *zeros, int64_t patch, int64_t row, float *d)
+static void transform_dy(const winograd_outer *o, const float *dy, const float *zeros, const patch_place *at, int64_t row,
+                         float *d)
 {
     const winograd *p = &o->p;
-    const patch_place at = find_patch(p, patch);
     const float *pixel[PATCH * PATCH];
     for (int64_t i = 0; i < PATCH; i++)
-        for (int64_t j = 0; j < PATCH; j++)
-            pixel[i * PATCH + j] = at.row + i < p->out_h && at.column + j < p->out_w
-                ? dy + ((at.n * p->out_h + at.row + i) * p->out_w + at.column + j) * p->columns : zeros;
+        for (int64_t j = 0; j < PATCH; j++) {
+            const int64_t h = at->row + i * p->apart_h, w = at->column + j * p->apart_w;
+            pixel[i * PATCH + j] = h < p->out_h && w < p->out_w
+                ? dy + ((at->n * p->out_h + h) * p->out_w + w) * p->columns : zeros;
+        }
     const int64_t all = panels(p->columns);
     for (int64_t panel = 0; panel < all; panel++) {
         const int64_t width = panel_width(p->columns, panel);
@@ -113,42 +116,57 @@ static void transform_dy(const winograd_outer *o, const float *dy, const float *
     }
 }
 
+/* G^T du G of one vector of columns, to [tap][PANEL]. */
+INLINE void transform_gradients(const float *du, int64_t step, float *filter)
+{
+    vec half[SEGMENT][WINDOW];
+    UNROLL for (int s = 0; s < WINDOW; s++) {
+        vec in[WINDOW], sums[SEGMENT];
+        UNROLL for (int r = 0; r < WINDOW; r++)
+            in[r] = load(du + (r * WINDOW + s) * step);
+        filter_gradient(in, sums);
+        UNROLL for (int r = 0; r < SEGMENT; r++)
+            half[r][s] = sums[r];
+    }
+    UNROLL for (int r = 0; r < SEGMENT; r++) {
+        vec taps[SEGMENT];
+        filter_gradient(half[r], taps);
+        UNROLL for (int s = 0; s < SEGMENT; s++)
+            store(filter + (r * SEGMENT + s) * PANEL, taps[s]);
+    }
+}
+
+/* n taps [tap][PANEL] of one channel, to dw. */
+static void store_taps(const winograd *p, const float *filter, int64_t n, int64_t columns, float *dw)
+{
+    if (p->w_tap == 1)
+        transpose_matrix(filter, PANEL, dw, p->w_column, n, columns);
+    else if (p->w_column == 1)
+        for (int64_t t = 0; t < n; t++)
+            for (int64_t j = 0; j < columns; j += VL)
+                store_n(dw + t * p->w_tap + j, load(filter + t * PANEL + j), columns - j);
+    else
+        for (int64_t t = 0; t < n; t++)
+            for (int64_t j = 0; j < columns; j++)
+                dw[t * p->w_tap + j * p->w_column] = filter[t * PANEL + j];
+}
+
 /* dw of l0..l1 of a panel from du [e][l][width]. */
 static void store_gradient(const winograd_outer *o, int64_t panel, int64_t l0, int64_t l1, const float *du, float *dw)
 {
     const winograd *p = &o->p;
     const int64_t width = panel_width(p->columns, panel), columns = MIN(PANEL, p->columns - panel * PANEL);
-    dw += panel * PANEL * p->w_column;
     for (int64_t l = l0; l < l1; l++, du += width) {
-        float filter[TAPS_3X3 * PANEL];
-        for (int64_t j = 0; j < width; j += VL) {
-            vec half[3][WINDOW];
-            UNROLL for (int s = 0; s < WINDOW; s++) {
-                vec in[WINDOW], sums[3];
-                UNROLL for (int r = 0; r < WINDOW; r++)
-                    in[r] = load(du + (r * WINDOW + s) * o->du_step + j);
-                filter_gradient(in, sums);
-                UNROLL for (int r = 0; r < 3; r++)
-                    half[r][s] = sums[r];
-            }
-            UNROLL for (int r = 0; r < 3; r++) {
-                vec taps[3];
-                filter_gradient(half[r], taps);
-                UNROLL for (int s = 0; s < 3; s++)
-                    store(filter + (r * 3 + s) * PANEL + j, taps[s]);
-            }
-        }
-        float *to = dw + l * p->w_l;
-        if (p->w_tap == 1)
-            transpose_matrix(filter, PANEL, to, p->w_column, TAPS_3X3, columns);
-        else if (p->w_column == 1)
-            for (int64_t t = 0; t < TAPS_3X3; t++)
-                for (int64_t j = 0; j < columns; j += VL)
-                    store_n(to + t * p->w_tap + j, load(filter + t * PANEL + j), columns - j);
-        else
-            for (int64_t t = 0; t < TAPS_3X3; t++)
-                for (int64_t j = 0; j < columns; j++)
-                    to[t * p->w_tap + j * p->w_column] = filter[t * PANEL + j];
+        const int64_t channel = l % segment_len(p);
+        float filter[SEGMENT_TAPS * PANEL];
+        if (channel >= p->channels)
+            continue;
+        for (int64_t j = 0; j < width; j += VL)
+            transform_gradients(du + j, o->du_step, filter + j);
+        float *to = dw + panel * PANEL * p->w_column + channel * p->w_l;
+        segment_taps t = find_taps(p, l / segment_len(p));
+        for (; t.runs > 0; t.runs--, t.tap += p->kernel_w, t.place += SEGMENT)
+            store_taps(p, filter + t.place * PANEL, t.n, columns, to + t.tap * p->w_tap);
     }
 }
 
@@ -176,24 +194,28 @@ static void winograd_conv2d_backward_weights(const void *desc, void *const *args
     const winograd_outer o = winograd_weights_cut(desc);
     const winograd *p = &o.p;
     const int64_t all = panels(p->columns);
-    float *dw = args[0], *zeros = args[3], *v = zeros + line_floats(MAX(p->len, p->columns));
+    float *dw = args[0], *zeros = args[3], *v = zeros + line_floats(MAX(p->channels, p->columns));
     const float *x = args[1], *dy = args[2];
     float *d = v + PLACES * o.v_step, *du = d + PLACES * o.d_step;
 #pragma omp single
-    memset(zeros, 0, sizeof(float) * (size_t)MAX(p->len, p->columns));
+    memset(zeros, 0, sizeof(float) * (size_t)MAX(p->channels, p->columns));
     for (int64_t chunk = 0; chunk < o.chunks; chunk++) {
         const int64_t first = part_start(p->patches, chunk, o.chunks), end = part_start(p->patches, chunk + 1, o.chunks);
 #pragma omp for schedule(static)
         for (int64_t patch = first; patch < end; patch++) {
             const float *window[PLACES];
-            find_window(p, x, patch, zeros, window);
-            transform_channels(window, p->len, v + (patch - first) * o.v_row, VL, o.v_step);
-            transform_dy(&o, dy, zeros, patch, patch - first, d);
+            const patch_place at = find_patch(p, patch);
+            float *row = v + (patch - first) * o.v_row;
+            for (int64_t segment = 0; segment < p->segments; segment++, row += segment_len(p)) {
+                find_window(p, x, &at, segment, zeros, window);
+                transform_channels(window, p->channels, row, VL, o.v_step);
+            }
+            transform_dy(&o, dy, zeros, &at, patch - first, d);
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < all * o.strips; task++) {
-            const int64_t panel = task / o.strips, l0 = part_start(p->len, task % o.strips, o.strips);
-            const int64_t l1 = part_start(p->len, task % o.strips + 1, o.strips);
+            const int64_t panel = task / o.strips, l0 = part_start(o.len, task % o.strips, o.strips);
+            const int64_t l1 = part_start(o.len, task % o.strips + 1, o.strips);
             float *strip = du + (o.chunks == 1 ? omp_get_thread_num() : task) * strip_floats(&o);
             sum_patches(&o, panel, l0, l1, end - first, chunk > 0, v, d, strip);
             if (chunk == o.chunks - 1)
