@@ -37,7 +37,7 @@ $(VENV)/.installed: $(VENV)/.wheel
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
-	$(BIN)/pip install --quiet "$$(ls dist/*.whl)[test,dev]"
+	$(BIN)/pip install --quiet "$$(ls dist/*.whl)[test,dev,docs]"
 	touch $@
 
 test: $(VENV)/.tools lint smoke
@@ -69,8 +69,7 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 # The documentation as a site, in site/.
-docs: $(VENV)/.wheel
-	$(BIN)/pip install --quiet "$$(ls dist/*.whl)[docs]"
+docs: $(VENV)/.tools
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:

@@ -1,4 +1,4 @@
-"""Whole networks, from a digit's to ResNet-18, against PyTorch, torch.compile, ONNX Runtime and OpenVINO.
+"""Whole networks, from a digit's to ResNet-18, against PyTorch, torch.compile, JAX, ONNX Runtime and OpenVINO.
 
     python benchmarks/networks.py [--filter resnet] [--threads 2] [--seconds 1] [--compile] [--json FILE]
 
@@ -6,8 +6,9 @@ PyTorch's networks are made of ours, layer by layer, with the same weights. Befo
 for twenty steps of SGD with momentum, and their losses and outputs compared. Then a training step, a prediction of
 one image and one of the batch run in turn in one process, each contestant for a few runs at a stretch after a short
 rest, so that no one's waiting threads disturb the next; the best of all runs counts. PyTorch runs in both memory
-formats with its fused optimizer; torch.compile is slow to start and asked for by --compile; ONNX Runtime and OpenVINO
-take part in predictions where they are installed.
+formats with its fused optimizer; torch.compile is slow to start and asked for by --compile; JAX takes
+part where it is installed and all of the machine's processors are used, which it always does; ONNX Runtime and OpenVINO
+in predictions where they are installed.
 
 A ratio is the time of the better of the opponents named in the column over ours. --memory tells instead by how much
 three training steps raise the most memory that a process has used, each contestant in a process of its own.
@@ -15,9 +16,11 @@ three training steps raise the most memory that a process has used, each contest
 
 import argparse
 import copy
+import importlib.util
 import io
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -232,20 +235,28 @@ def torch_step(module: torch.nn.Module, x: torch.Tensor, labels: np.ndarray) -> 
     return step
 
 
-def verify(c: Contest) -> float:
-    """The largest difference of the losses of the first steps, relative; exits where it is too large."""
+def check_losses(c: Contest, theirs: list[float]) -> None:
+    """Exits where ours of the first steps are not the same."""
     weights = c.ours.get_weights()
-    step = torch_step(c.module(FORMATS["torch NCHW"]), c.images(torch.contiguous_format, c.network.batch), c.labels)
-    theirs = [float(step()) for _ in range(STEPS)]
+    c.ours.compile(cnn.SGD(RATE, momentum=MOMENTUM), "cross_entropy")  # without momentum from before
     ours = [c.ours.train_on_batch(c.x, c.labels) for _ in range(STEPS)]
     c.ours.set_weights(weights)
     worst = max(abs(a - b) / max(abs(b), 1e-2) for a, b in zip(ours, theirs, strict=True))
     if not worst < TOLERANCE:
         sys.exit(f"{c.network.name}: the losses of {STEPS} steps differ by {worst:.1%}: {ours} and {theirs}")
-    return worst
 
 
-def training(c: Contest, compiled: bool, only: str | None = None) -> Functions:
+def verify(c: Contest) -> None:
+    step = torch_step(c.module(FORMATS["torch NCHW"]), c.images(torch.contiguous_format, c.network.batch), c.labels)
+    check_losses(c, [float(step()) for _ in range(STEPS)])
+
+
+def with_jax(threads: int) -> bool:
+    """Whether JAX takes part."""
+    return threads == len(os.sched_getaffinity(0)) and importlib.util.find_spec("jax") is not None
+
+
+def training(c: Contest, compiled: bool, threads: int = 0, only: str | None = None) -> Functions:
     functions: Functions = {"ours": lambda: c.ours.train_on_batch(c.x, c.labels)}
     for name, memory in FORMATS.items():
         if only not in (None, name):
@@ -254,6 +265,11 @@ def training(c: Contest, compiled: bool, only: str | None = None) -> Functions:
         functions[name] = torch_step(c.module(memory), x, c.labels)
         if compiled:
             functions[f"compiled {name}"] = torch_step(torch.compile(c.module(memory)), x, c.labels)
+    if only is None and with_jax(threads):
+        import jax_networks
+
+        functions["JAX"] = jax_networks.training_step(c.ours, c.x, c.labels, RATE, MOMENTUM)
+        check_losses(c, [float(functions["JAX"]()) for _ in range(STEPS)])
     return functions
 
 
@@ -293,11 +309,15 @@ def predictions(c: Contest, n: int, threads: int) -> Functions:
     for name, memory in FORMATS.items():
         module, images = c.module(memory).eval(), c.images(memory, n)
         functions[name] = lambda module=module, images=images: module(images)
+    if with_jax(threads):
+        import jax_networks
+
+        functions["JAX"] = jax_networks.prediction(c.ours, x)
     try:
         model = onnx_file(c, n)
+        functions |= onnx_runtime(model, x, threads) | openvino(model, x, threads)
     except ImportError:
-        return functions
-    functions |= onnx_runtime(model, x, threads) | openvino(model, x, threads)
+        pass
     expected = np.asarray(functions["torch NCHW"]())
     for name, function in functions.items():
         error = float(np.abs(np.asarray(function()) - expected).max() / np.abs(expected).max())
@@ -336,9 +356,9 @@ def compare_memory(network: Network) -> None:
 
 
 OPPONENTS = {
-    "training step": {"torch": list(FORMATS), "compiled": [f"compiled {name}" for name in FORMATS]},
-    "one image": {"torch": list(FORMATS), "engines": ["ONNX Runtime", "OpenVINO"]},
-    "batch": {"torch": list(FORMATS), "engines": ["ONNX Runtime", "OpenVINO"]},
+    "training step": {"torch": list(FORMATS), "compiled": [f"compiled {name}" for name in FORMATS], "JAX": ["JAX"]},
+    "one image": {"torch": list(FORMATS), "engines": ["ONNX Runtime", "OpenVINO"], "JAX": ["JAX"]},
+    "batch": {"torch": list(FORMATS), "engines": ["ONNX Runtime", "OpenVINO"], "JAX": ["JAX"]},
 }
 
 
@@ -357,7 +377,7 @@ def measure(network: Network, seconds: float, threads: int, compiled: bool, work
     verify(c)
     rows = []
     if work in "training step":
-        rows.append(row(c, "training step", training(c, compiled), seconds))
+        rows.append(row(c, "training step", training(c, compiled, threads), seconds))
     with torch.inference_mode():
         for name, n in zip(PREDICTIONS, (1, network.batch), strict=True):
             if work in name:

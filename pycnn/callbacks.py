@@ -226,7 +226,7 @@ class ModelCheckpoint(_Monitor):
         mode: str = "auto",
     ):
         super().__init__(monitor, mode)
-        self.path = os.fsdecode(path)
+        self.path = shapes.path("ModelCheckpoint", "path", path)
         self.best_only = shapes.boolean("ModelCheckpoint", "best_only", best_only)
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -246,7 +246,7 @@ class CSVLogger(Callback):
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = os.fsdecode(path)
+        self.path = shapes.path("CSVLogger", "path", path)
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         history = self.run.history.history

@@ -1,4 +1,4 @@
-"""How well classes were told apart: counts of each mistake, and a report of rates."""
+"""How well classes were told apart: counts of each mistake, and scikit-learn's report of rates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -54,43 +54,20 @@ def checked_names(op: str, names: Sequence[str] | None, counts: np.ndarray) -> l
 
 
 def classification_report(y_true: Any, y_pred: Any, class_names: Sequence[str] | None = None, digits: int = 2) -> str:
-    """Precision, recall, F1 score and number of samples of each class, and their means, as scikit-learn prints them.
+    """scikit-learn's table: precision, recall, F1 score and number of samples of each class, and their means.
 
-    Precision is the share of what was taken for a class that is of it, recall the share of a class that was taken for
-    it, F1 their harmonic mean; where nothing is to be shared, 0. `macro avg` is the mean over classes, `weighted avg`
-    over samples.
+    The arguments may be class numbers, one-hot rows, or outputs (N, classes). Precision is the share of what was taken
+    for a class that is of it, recall the share of a class that was taken for it, F1 their harmonic mean; where nothing
+    is to be shared, 0. Needs scikit-learn (pip install pycnn[plot]).
     """
     op = "classification_report"
     counts = confusion_counts(y_true, y_pred, None if class_names is None else len(class_names))
     names, digits = checked_names(op, class_names, counts), shapes.integer(op, "digits", digits)
-    right, support = counts.diagonal(), counts.sum(axis=1)
-    scores = np.stack(
-        [
-            _ratio(right, counts.sum(axis=0)),
-            _ratio(right, support),
-            _ratio(2 * right, counts.sum(axis=0) + support),
-        ]
+    try:
+        from sklearn import metrics
+    except ImportError:
+        raise ImportError(f"[{op}] needs scikit-learn: pip install pycnn[plot]") from None
+    true, predicted = class_indices(op, "y_true", y_true), class_indices(op, "y_pred", y_pred)
+    return metrics.classification_report(
+        true, predicted, labels=range(len(names)), target_names=names, digits=digits, zero_division=0.0
     )
-    total = support.sum()
-    accuracy = right.sum() / total
-
-    width = max(len("weighted avg"), digits, *map(len, names))
-    lines = [" " * width + "".join(f" {head:>9}" for head in (" precision", "recall", "f1-score", "support")), ""]
-
-    def row(name: str, values: Sequence[float | str], samples: int) -> str:
-        cells = [value if isinstance(value, str) else f"{value:.{digits}f}" for value in values]
-        return f"{name:>{width}} " + "".join(f" {cell:>9}" for cell in cells) + f" {samples:>9}"
-
-    lines += [row(name, scores[:, i], support[i]) for i, name in enumerate(names)]
-    lines += [
-        "",
-        row("accuracy", ["", "", accuracy], total),
-        row("macro avg", scores.mean(axis=1), total),
-        row("weighted avg", scores @ support / total, total),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,8 +51,12 @@ def train(args: argparse.Namespace) -> None:
     model.save(output)
     print(f"saved to {output}")
     if args.plot:
-        cnn.plot.training(args.plot, model, history, x_test, y_test)
-        print(f"pictures and a report in {args.plot}")
+        draw(args.plot, model, history, x_test, y_test)
+
+
+def draw(folder: str, *trained: Any) -> None:
+    cnn.plot.training(folder, *trained)
+    print(f"pictures and a report in {folder}")
 
 
 def train_as_described(args: argparse.Namespace) -> None:
@@ -64,16 +69,18 @@ def train_as_described(args: argparse.Namespace) -> None:
     if args.quiet:
         options["verbose"] = 0
     model = described.model
-    history = model.fit(*described.training, **options).history
+    history = model.fit(*described.training, **options)
     if described.test is not None:
         scores = model.evaluate(*described.test)
         print("test", "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-    elif history:
-        print("  ".join(f"{name} {values[-1]:.4g}" for name, values in history.items()))
+    elif history.history:
+        print("  ".join(f"{name} {values[-1]:.4g}" for name, values in history.history.items()))
     output = args.output or described.output
     if output:
         model.save(output)
         print(f"saved to {output}")
+    if args.plot:
+        draw(args.plot, model, history, *(described.test or described.training), described.class_names)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -112,7 +119,7 @@ def bench(args: argparse.Namespace) -> None:
 def profile(args: argparse.Namespace) -> None:
     model = cnn.load(args.model)
     generator = np.random.default_rng(0)
-    if isinstance(model._built_for, list):
+    if model.arity > 1:
         raise ValueError("a model of several inputs is profiled by model.profile(x, y)")
     x = generator.standard_normal((args.batch_size, *model._built_for), np.float32)
     y = None

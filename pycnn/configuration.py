@@ -8,7 +8,7 @@
     [output]      `model`: the file to save to
 
 A table with the key `type` stands for an object: type = "Conv2D" with the layer's arguments, an optimizer, a loss, a
-schedule (as `lr`), a callback. Files are looked for next to the TOML file.
+schedule (as `lr`), a callback, an augmentation. Files are looked for next to the TOML file.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pycnn import callbacks, datasets, losses, optimizers, schedules
+from pycnn import augment, callbacks, datasets, losses, optimizers, schedules
 from pycnn.layers.base import LAYERS, Layer
 from pycnn.model import BaseModel, Sequential
 
@@ -37,6 +37,7 @@ class Configuration:
     model: Sequential
     training: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray] | None
+    class_names: list[str] | None
     fit: dict[str, Any]
     output: str | None
 
@@ -62,8 +63,9 @@ def read(path: str | os.PathLike[str]) -> Configuration:
         raise ValueError(f"[train] output in {path} knows model alone, got {', '.join(output)}")
     model = Sequential([_object("layers", layer, _layers()) for layer in content["layers"]])
     _call("compile", model.compile, _compile_arguments(content["compile"]))
-    training, test = _data(content["data"])
-    return Configuration(model, training, test, _fit_arguments(content.get("fit", {})), output.get("model"))
+    training, test, class_names = _data(content["data"])
+    fit = _fit_arguments(content.get("fit", {}))
+    return Configuration(model, training, test, class_names, fit, output.get("model"))
 
 
 def _next_to(folder: Path, value: Any) -> Any:
@@ -116,6 +118,12 @@ def _by_class(classes: Any) -> dict[str, type]:
     return {c.__name__: c for c in classes}
 
 
+def _subclasses(module: Any, base: type) -> dict[str, type]:
+    """A module's public classes that are made from `base`."""
+    classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base) and c is not base]
+    return _by_class(c for c in classes if not c.__name__.startswith("_"))
+
+
 def _compile_arguments(table: dict[str, Any]) -> dict[str, Any]:
     known = {
         "optimizer": _by_class(optimizers.OPTIMIZERS.values()),
@@ -134,8 +142,13 @@ def _compile_arguments(table: dict[str, Any]) -> dict[str, Any]:
 
 def _fit_arguments(table: dict[str, Any]) -> dict[str, Any]:
     arguments = dict(table)
-    known = _by_class(c for c in vars(callbacks).values() if inspect.isclass(c) and issubclass(c, callbacks.Callback))
-    arguments["callbacks"] = [_object("fit, callbacks", c, known) for c in table.get("callbacks", [])]
+    for name, module, base in (
+        ("callbacks", callbacks, callbacks.Callback),
+        ("augment", augment, augment.Augmentation),
+    ):
+        given, known = table.get(name, []), _subclasses(module, base)
+        tables = given if isinstance(given, list) else [given]
+        arguments[name] = [_object(f"fit, {name}", described, known) for described in tables]
     if "class_weight" in table:  # TOML's keys are text
         arguments["class_weight"] = {int(label): weight for label, weight in table["class_weight"].items()}
     parameters = inspect.signature(BaseModel.fit).parameters
@@ -145,17 +158,17 @@ def _fit_arguments(table: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _data(table: dict[str, Any]) -> tuple[tuple, tuple | None]:
-    """((x, y), (x_test, y_test) or None)."""
+def _data(table: dict[str, Any]) -> tuple[tuple, tuple | None, list[str] | None]:
+    """((x, y), (x_test, y_test) or None, class names if known)."""
     options = dict(table)
     if "file" in options:
-        return _arrays(**options)
+        return *_arrays(**options), None
     name = options.pop("dataset", None)
     known = {n: f for n, f in vars(datasets).items() if _is_dataset(n, f)}
     if name not in known:
         raise ValueError(f"[train] data: dataset must be one of {', '.join(known)}, or give file; got {name!r}")
     result = _call(f"data: {name}", known[name], options)
-    return result if isinstance(result[0], tuple) else (result[:2], None)
+    return (*result, None) if isinstance(result[0], tuple) else (result[:2], None, result[2])
 
 
 def _is_dataset(name: str, value: Any) -> bool:

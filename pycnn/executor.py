@@ -193,16 +193,16 @@ class PlanExecutor(Executor):
 
     def _lower_update(self, updates: Updates, norms: set[int], b: PlanBuilder, index: int, role: str) -> None:
         node = self.graph.nodes[index]
-        parameter, which = node.parameters[role], updates.of(node.layer.name)
+        parameter, which = node.parameters[role], updates.of(node.layer)
         name = lowering.bound_name(index, role)
-        slots = [b.external(f"{name}.slot{i}") for i in range(len(updates.slots(node.layer.name, parameter)))]
+        slots = [b.external(f"{name}.slot{i}") for i in range(len(updates.slots(node.layer, parameter)))]
         gradient = b.external(lowering.gradient_name(index, role))
         optimizer = updates.optimizers[which]
         optimizer.lower(b, parameter.memory.size, b.external(name), slots, gradient, b.external(f"state{which}"))
 
     def _lower_norm(self, updates: Updates, seen: set[int], b: PlanBuilder, index: int, role: str) -> None:
         node = self.graph.nodes[index]
-        which = updates.of(node.layer.name)
+        which = updates.of(node.layer)
         if updates.optimizers[which].clip_norm is None:
             return
         gradient = b.external(lowering.gradient_name(index, role))
@@ -211,7 +211,7 @@ class PlanExecutor(Executor):
         seen.add(which)
 
     def _lower_clipping(self, updates: Updates, seen: set[int], b: PlanBuilder, index: int, role: str) -> None:
-        which = updates.of(self.graph.nodes[index].layer.name)
+        which = updates.of(self.graph.nodes[index].layer)
         limit = updates.optimizers[which].clip_norm
         if limit is not None and which not in seen:
             b.call("clip_factor", [b.external(f"state{which}"), b.external(f"norm{which}")], alpha=limit)
@@ -224,7 +224,7 @@ class PlanExecutor(Executor):
             node = self.graph.nodes[index]
             parameter = node.parameters[role]
             arrays[lowering.gradient_name(index, role)] = parameter.gradient
-            for i, slot in enumerate(updates.slots(node.layer.name, parameter)):
+            for i, slot in enumerate(updates.slots(node.layer, parameter)):
                 arrays[f"{lowering.bound_name(index, role)}.slot{i}"] = slot
         return arrays
 
@@ -426,15 +426,15 @@ class ReferenceExecutor(Executor):
             norm[0] = 0
         for node, role in zip(trained, roles, strict=True):
             gradient = node.parameters[role].gradient.astype(np.float64)
-            updates.norms[updates.of(node.layer.name)][0] += float((gradient * gradient).sum())
+            updates.norms[updates.of(node.layer)][0] += float((gradient * gradient).sum())
         for node, role in zip(trained, roles, strict=True):
-            which = updates.of(node.layer.name)
+            which = updates.of(node.layer)
             optimizer, parameter = updates.optimizers[which], node.parameters[role]
             factor = optimizer.clip_factor(float(updates.norms[which][0]))
             limit = math.inf if optimizer.clip_value is None else optimizer.clip_value
             g = [min(max(v * factor, -limit), limit) for v in parameter.gradient.ravel().tolist()]
             w = parameter.memory.ravel().tolist()
-            arrays = updates.slots(node.layer.name, parameter)
+            arrays = updates.slots(node.layer, parameter)
             slots = [slot.ravel().tolist() for slot in arrays]
             optimizer.update_list(w, g, slots, updates.lr(which, epoch), updates.step)
             for array, values in ((parameter.memory, w), *zip(arrays, slots, strict=True)):

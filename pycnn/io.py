@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pycnn import shapes
+
 DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -57,6 +59,7 @@ def save(
     Arrays may have any memory order. TypeError for a dtype that is not in `DTYPES` and for names, values or
     metadata of another type; FileNotFoundError if the folder does not exist.
     """
+    path = shapes.path("save", "path", path)
     arrays = {name: _storable(name, array) for name, array in tensors.items()}
     texts = {**(metadata or {})}
     for key, text in texts.items():
@@ -100,7 +103,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     returned. ValueError, naming the file and what is wrong with it, for anything but a sound file;
     FileNotFoundError if there is none. No more memory is taken than the file's own length accounts for.
     """
-    target = os.fsdecode(path)  # refuses an int, which open() would take as a file descriptor
+    target = shapes.path("load", "path", path)
     try:
         file = open(target, "rb")  # noqa: SIM115
     except FileNotFoundError:

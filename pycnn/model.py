@@ -125,22 +125,20 @@ class BaseModel(Layer):
         if not isinstance(optimizers, (dict, type(None))):
             raise TypeError(f"[compile] optimizers must be a dict of optimizers by layer name, got {optimizers!r}")
         chosen = _optimizers.get(optimizer)
-        by_layer = {name: _optimizers.get(o) for name, o in (optimizers or {}).items()}
-        names = [layer.name for layer in below(self)]
-        for name in by_layer:
-            if name not in names:
-                raise ValueError(f"[compile] optimizers names no layer {name!r}; the layers are {', '.join(names)}")
+        named = {layer.name: layer for layer in below(self)}
+        for name in optimizers or {}:
+            if name not in named:
+                raise ValueError(f"[compile] optimizers names no layer {name!r}; the layers are {', '.join(named)}")
+        by_layer = {named[name]: _optimizers.get(o) for name, o in (optimizers or {}).items()}
         self._loss = self._loss_of(loss)
         self._metrics = _metrics.check(metrics)
         self._optimizer, self._by_layer = chosen, by_layer
         self._updates = Updates(chosen, by_layer, self._leaf_optimizers())
         self._epoch = 0.0
 
-    def _leaf_optimizers(self) -> dict[str, str]:
-        """Which name in `optimizers` a leaf goes by: its own, or that of the innermost layer around it."""
-        return {
-            leaf.name: layer.name for layer in below(self) if layer.name in self._by_layer for leaf in layer.leaves()
-        }
+    def _leaf_optimizers(self) -> dict[Layer, Layer]:
+        """Whose entry in `optimizers` a leaf goes by: its own, or that of the innermost layer around it."""
+        return {leaf: layer for layer in below(self) if layer in self._by_layer for leaf in layer.leaves()}
 
     def _loss_of(self, loss: Any) -> Loss:
         """The loss that `compile` was given; a model of several outputs takes one for each."""
@@ -253,6 +251,11 @@ class BaseModel(Layer):
             arrays, weights, validation = self._split(arrays, validation_split, sample_weight, class_weight)
             places = AHEAD + 1 if augmentations else 1
             data = ArrayBatches(arrays, weights, batch_size, generators[0] if shuffle else None, places)
+        if augmentations and self.arity > 1:
+            raise ValueError(
+                f"[fit] augment needs a model of one input, this has {self.arity}; "
+                "x may be an iterable of batches that are augmented already"
+            )
         if validation_data is not None:
             if not (isinstance(validation_data, (tuple, list)) and len(validation_data) == 2):
                 raise ValueError("[fit] validation_data must be a pair (x, y)")
@@ -430,7 +433,7 @@ class BaseModel(Layer):
     def _compile_config(self) -> dict[str, Any]:
         return {
             "optimizer": _named(self._optimizer.name, self._optimizer.config()),
-            "optimizers": {layer: _named(o.name, o.config()) for layer, o in self._by_layer.items()},
+            "optimizers": {layer.name: _named(o.name, o.config()) for layer, o in self._by_layer.items()},
             "loss": losses.to_config(self._loss),
             "metrics": self._metrics,
         }

@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from pycnn import reference, schedules, shapes
 from pycnn.plan import Buffer, PlanBuilder
 from pycnn.schedules import Rate, Schedule
+
+if TYPE_CHECKING:
+    from pycnn.layers.base import Layer
 
 
 @dataclass
@@ -320,10 +323,10 @@ def from_config(name: str, config: dict[str, Any]) -> Optimizer:
 class Updates:
     """The optimizers of a compiled model at work: their slots, their steps, and what kernels read each step."""
 
-    def __init__(self, optimizer: Optimizer, overrides: dict[str, Optimizer], by_leaf: dict[str, str]):
+    def __init__(self, optimizer: Optimizer, overrides: dict["Layer", Optimizer], by_leaf: dict["Layer", "Layer"]):
         self.optimizers = [optimizer, *overrides.values()]
-        numbers = {name: 1 + i for i, name in enumerate(overrides)}
-        self._by_leaf = {leaf: numbers[name] for leaf, name in by_leaf.items()}
+        numbers = {layer: 1 + i for i, layer in enumerate(overrides)}
+        self._by_leaf = {leaf: numbers[layer] for leaf, layer in by_leaf.items()}
         self.step = 0
         self.scale = 1.0  # of every learning rate; ReduceLROnPlateau's
         self.states = [np.zeros(4, np.float32) for _ in self.optimizers]
@@ -332,18 +335,18 @@ class Updates:
         self.last = False  # whether the step under way is an epoch's last
         self.begin_gathering(1)
 
-    def of(self, layer: str) -> int:
+    def of(self, layer: "Layer") -> int:
         """The number of the optimizer that a layer's parameters have."""
         return self._by_leaf.get(layer, 0)
 
-    def slots(self, layer: str, parameter: Any) -> list[np.ndarray]:
+    def slots(self, layer: "Layer", parameter: Any) -> list[np.ndarray]:
         if parameter not in self._slots:
             count = self.optimizers[self.of(layer)].slots()
             self._slots[parameter] = [np.zeros_like(parameter.memory) for _ in range(count)]
             self._reset(layer, parameter)
         return self._slots[parameter]
 
-    def _reset(self, layer: str, parameter: Any) -> None:
+    def _reset(self, layer: "Layer", parameter: Any) -> None:
         first = self.optimizers[self.of(layer)].first_slot_value()
         for i, slot in enumerate(self._slots[parameter]):
             slot[...] = 0.0 if i else first
@@ -352,15 +355,16 @@ class Updates:
         """The slots of a parameter, none before its first update."""
         return self._slots.get(parameter, [])
 
-    def check_slots(self, layer: str, parameter: Any, saved: list[np.ndarray]) -> None:
+    def check_slots(self, layer: "Layer", parameter: Any, saved: list[np.ndarray]) -> None:
         """Refuses saved slots that are not of this optimizer."""
         count = self.optimizers[self.of(layer)].slots()
         if saved and len(saved) != count:
-            raise ValueError(f"{parameter.name} of {layer} has {len(saved)} arrays of an optimizer, expected {count}")
+            what = f"{parameter.name} of {layer.name}"
+            raise ValueError(f"{what} has {len(saved)} arrays of an optimizer, expected {count}")
         for array in saved:
-            shapes.expect_shape("fit", f"{parameter.name} of {layer}", array.shape, parameter.shape)
+            shapes.expect_shape("fit", f"{parameter.name} of {layer.name}", array.shape, parameter.shape)
 
-    def take_slots(self, layer: str, parameter: Any, saved: list[np.ndarray]) -> None:
+    def take_slots(self, layer: "Layer", parameter: Any, saved: list[np.ndarray]) -> None:
         """Sets the slots to saved ones, which are in the parameter's public shape; none means before any update."""
         if saved:
             for slot, array in zip(self.slots(layer, parameter), saved, strict=True):

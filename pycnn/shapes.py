@@ -8,6 +8,7 @@ was expected.
 
 import math
 import operator
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
@@ -64,6 +65,14 @@ def boolean(op: str, name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"[{op}] {name} must be True or False, got {value!r}")
     return bool(value)
+
+
+def path(op: str, name: str, value: Any) -> str:
+    """The name of a file; a number, which open() would take as a file descriptor, is refused."""
+    try:
+        return os.fsdecode(value)
+    except TypeError:
+        raise TypeError(f"[{op}] {name} must be the name of a file, got {value!r}") from None
 
 
 def number(op: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:

@@ -392,7 +392,7 @@ class Run:
     def _restore(self, tensors: dict[str, np.ndarray], training: dict[str, Any]) -> None:
         model, updates = self.model, self.model._updates
         slots = [
-            (leaf.name, p, _numbered(tensors, f"{PREFIX}slots/{leaf.name}/{p.name}/"))
+            (leaf, p, _numbered(tensors, f"{PREFIX}slots/{leaf.name}/{p.name}/"))
             for leaf in model.leaves()
             for p in leaf.parameters.values()
         ]
@@ -440,7 +440,7 @@ def _is_arrays(value: Any) -> bool:
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict, dict] | None:
     """(arrays, plain data) of a checkpoint, or of PATH.prev where the file is damaged; None where there is no file."""
-    target = os.fsdecode(path)
+    target = shapes.path("fit", "resume", path)
     if not os.path.exists(target):
         return None
     try:

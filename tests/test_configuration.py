@@ -8,6 +8,7 @@ from test_training import vectors, weights_equal
 
 import pycnn as cnn
 from pycnn import cli, configuration
+from pycnn.augment import Crop, Flip, Shift
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "digits.toml"
 
@@ -89,6 +90,38 @@ def test_without_test_data_and_output(folder, capsys):
     assert not (folder / "trained").exists()
 
 
+def test_augmentation(folder):
+    """A list of tables, or one table alone."""
+    described = 'seed = 4\naugment = [{ type = "Flip", vertical = 0.5 }, { type = "Crop", padding = [2, 1] }]'
+    (folder / "a.toml").write_text(SMALL.replace("seed = 4", described))
+    assert configuration.read(folder / "a.toml").fit["augment"] == [Flip(vertical=0.5), Crop(padding=[2, 1])]
+    (folder / "a.toml").write_text(SMALL + '[fit.augment]\ntype = "Shift"\npixels = 1')
+    assert configuration.read(folder / "a.toml").fit["augment"] == [Shift(1)]
+
+
+def test_plots(tmp_path, capsys):
+    """Of an image folder, which has no test part, and whose classes have names."""
+    image = pytest.importorskip("PIL.Image")
+    for name in ("matplotlib", "sklearn"):
+        pytest.importorskip(name)
+    for i, name in enumerate(("bird", "cat")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for j in range(4):
+            image.new("L", (6, 6), 60 * i + j).save(tmp_path / "images" / name / f"{j}.png")
+    (tmp_path / "a.toml").write_text("""
+        data = { dataset = "image_folder", path = "images", size = 6 }
+        layers = [{ type = "Conv2D", filters = 2, kernel_size = 3 },
+                  { type = "Flatten" }, { type = "Dense", units = 2 }]
+        compile = { optimizer = "sgd", loss = "cross_entropy" }
+        fit = { epochs = 2, verbose = 0, augment = { type = "Shift", pixels = 1 } }
+    """)
+    assert cli.main(["train", str(tmp_path / "a.toml"), "--plot", str(tmp_path / "plots")]) == 0
+    assert "pictures" in capsys.readouterr().out
+    report = (tmp_path / "plots" / "report.txt").read_text()
+    assert "bird" in report and "cat" in report
+    assert (tmp_path / "plots" / "confusion_matrix.png").stat().st_size > 1000
+
+
 def test_the_example(tmp_path, capsys):
     text = EXAMPLE.read_text().replace("# { type", "{ type")  # also what it shows in comments
     (tmp_path / "digits.toml").write_text(text)
@@ -117,6 +150,8 @@ def test_the_example(tmp_path, capsys):
         ("epochs = 3", "epoch = 3", "fit has no argument 'epoch'"),
         ("epochs = 3", "x = 3", "fit has no argument 'x'"),
         ('"CSVLogger"', '"Logger"', "fit, callbacks: type must be one of"),
+        ("seed = 4", 'augment = "Flip"', "fit, augment: type must be one of .*Flip.*'Flip'"),
+        ("seed = 4", 'augment = { type = "Flip", left = 1 }', "fit, augment: Flip has no argument 'left'"),
         ('file = "a.npz"', 'file = "b.npz"', "b.npz"),
         ('file = "a.npz"', 'file = "a.npz"\nsize = 3', "file stands alone, got size"),
         ('file = "a.npz"', 'dataset = "cats"', "dataset must be one of .*digits.*'cats'"),

@@ -530,13 +530,25 @@ def fit_several(**options):
         (lambda: compiled().train_on_batch(inputs_of(several), labels_of_several(4)), "x has 3 samples, y has 4"),
         (lambda: compiled().evaluate(inputs_of(several)[0], labels_of_several(3)), "x must be a list"),
         (lambda: fit_several(class_weight={0: 1, 1: 1}), "class_weight needs a model of one output, this has 3"),
-        (lambda: fit_several(augment=lambda x, y, _: (x, y.copy())), "augment must leave the labels"),
+        (lambda: fit_several(augment=lambda x, y, _: (x, y)), "augment needs a model of one input, this has 2"),
         (lambda: compiled().evaluate(inputs_of(several), [[0, 1, 7], *labels_of_several(3)[1:]]), "labels.*7"),
     ],
 )
 def test_wrong_losses_and_labels(call, word):
     with pytest.raises((ValueError, TypeError), match=word):
         call()
+
+
+def test_augmentation_leaves_the_labels_of_several_outputs():
+    h = cnn.Input((2, 4, 4))
+    features = cnn.Flatten()(h)
+    model = cnn.Model(h, [cnn.Dense(2)(features), cnn.Dense(1)(features)])
+    model.compile("sgd", "mse")
+    x, y = draw((3, 2, 4, 4)), [draw((3, 2)), draw((3, 1))]
+    history = model.fit(x, y, epochs=2, augment=lambda x, y, generator: (x + 0, y), seed=0, verbose=0).history
+    assert history["loss"][1] < history["loss"][0]
+    with pytest.raises(ValueError, match="augment must leave the labels"):
+        model.fit(x, y, augment=lambda x, y, generator: (x, y.copy()), verbose=0)
 
 
 def test_a_loss_that_is_not_finite_names_the_layer():

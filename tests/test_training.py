@@ -841,6 +841,19 @@ def test_an_optimizer_for_a_block_is_that_of_its_layers():
     assert equal == [True, True, False, False]
 
 
+def test_an_optimizer_of_a_layer_stays_when_the_layer_is_renamed(tmp_path):
+    x, y = vectors()
+    model = compiled(dense_net(), (4,), cnn.SGD(0.5), optimizers={"head": cnn.SGD(0.0)})
+    model.layers[-1].name = "other"
+    before = model.params["other.weight"].copy()
+    model.train_on_batch(x, y)
+    np.testing.assert_array_equal(model.params["other.weight"], before)
+    model.save(tmp_path / "a")
+    loaded = cnn.load(tmp_path / "a")
+    loaded.train_on_batch(x, y)
+    np.testing.assert_array_equal(loaded.params["other.weight"], before)
+
+
 # ----------------------------------------------------------------------------------- errors
 
 
