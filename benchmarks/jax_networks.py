@@ -23,7 +23,7 @@ def conv(layer: cnn.Conv2D) -> Part:
     weights = {"weight": layer.params["weight"].transpose(2, 3, 1, 0)}
     if layer.bias:
         weights["bias"] = layer.params["bias"]
-    padding = "VALID" if layer.padding == "valid" else [(p, p) for p in layer.padding]
+    padding = "VALID" if layer.padding == "valid" else [layer.padding[:2], layer.padding[2:]]
 
     def apply(w: Tree, state: Tree, x: jax.Array, training: bool) -> tuple[jax.Array, Tree]:
         numbers = ("NHWC", "HWIO", "NHWC")
@@ -55,7 +55,8 @@ def norm(layer: cnn.BatchNorm) -> Part:
 
 def pool(layer: cnn.MaxPool2D) -> Part:
     options = layer.get_config()
-    size, stride, padding = (np.broadcast_to(options[name], 2) for name in ("pool_size", "stride", "padding"))
+    stride = options["stride"] or options["pool_size"]
+    size, stride, padding = (np.broadcast_to(o, 2) for o in (options["pool_size"], stride, options["padding"]))
     window, steps = (1, *size, 1), (1, *stride, 1)
     pads = [(0, 0), *((p, p) for p in padding), (0, 0)]
     return function(lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, steps, pads))

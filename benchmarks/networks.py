@@ -355,6 +355,22 @@ def compare_memory(network: Network) -> None:
     print(f"{network.name:<16} MB of three training steps: " + "  ".join(f"{n} {r.stdout}" for n, r in runs.items()))
 
 
+def print_overhead(seconds: float) -> None:
+    """What a step and a prediction cost besides the kernels: all of a call's time, less that of its plan alone."""
+    model = cnn.Sequential([cnn.Conv2D(1, 1), cnn.Flatten(), cnn.Dense(2)], seed=0)
+    x, y = np.zeros((1, 1, 2, 2), np.float32), np.zeros(1, np.int64)
+    model.compile(cnn.SGD(RATE, momentum=MOMENTUM), "cross_entropy")
+    calls = {"training step": lambda: model.train_on_batch(x, y), "prediction": lambda: model.predict(x)}
+    for name, call in calls.items():
+        call()
+        (executors,) = model._executors.values()
+        plan = executors.current().last_binding()
+        functions = {"call": call, "plan": plan.run}
+        times = best_times({n: lambda f=f: [f() for _ in range(100)] for n, f in functions.items()}, seconds)
+        call_time, plan_time = (times[n] * 1e4 for n in ("call", "plan"))
+        print(f"three layers with hardly any work, {name}: {call_time:.1f} us, {call_time - plan_time:.1f} of it overhead")
+
+
 OPPONENTS = {
     "training step": {"torch": list(FORMATS), "compiled": [f"compiled {name}" for name in FORMATS], "JAX": ["JAX"]},
     "one image": {"torch": list(FORMATS), "engines": ["ONNX Runtime", "OpenVINO"], "JAX": ["JAX"]},
@@ -411,10 +427,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="spent on each contestant of each case")
     parser.add_argument("--compile", action="store_true", help="torch.compile takes part in training")
     parser.add_argument("--memory", nargs="?", const="all", help="compare memory; a contestant's name: its MB alone")
+    parser.add_argument("--overhead", action="store_true", help="measure only what a call costs besides its kernels")
     parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
     args = parser.parse_args()
     cnn.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
+    if args.overhead:
+        print_overhead(args.seconds)
+        return
     if args.memory:
         for network in (n for n in NETWORKS if n.large and args.filter.lower() in n.name.lower()):
             if args.memory == "all":

@@ -245,14 +245,16 @@ class Binding:
         self._bases = ffi.new("void *[]", len(plan.externals) + 1)
         self._bases[0] = arena.pointer
         self._kept: dict[int, Any] = {}
+        self._sources: dict[int, np.ndarray] = {}
         for name, array in arrays.items():
             self.set(name, array)
 
     def set(self, name: str, array: np.ndarray) -> None:
         """Binds an array; its memory must be C-contiguous."""
         base = self.plan.externals.get(name)
-        if base is not None:
+        if base is not None and self._sources.get(base) is not array:
             self._kept[base] = self._bases[base] = ffi.from_buffer(array)
+            self._sources[base] = array
 
     def bytes_moved(self, call: int) -> int:
         """The bytes that a call reads and writes, each array once."""

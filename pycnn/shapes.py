@@ -18,7 +18,7 @@ import numpy as np
 
 INT_MAX = 2**31 - 1
 UNSIGNED = {np.dtype(f"i{size}"): np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
-FLOAT32 = np.dtype(np.float32)
+FLOAT32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Bytes of one array; far beyond any machine's memory, far below an overflow of int64 address arithmetic.
 BYTES_MAX = 2**46
@@ -552,7 +552,12 @@ def array(op: str, name: str, value: Any, rank: int | None = None) -> np.ndarray
 
     Channels-last memory is kept where the array is already float32; see `layout`.
     """
-    if type(value) is not np.ndarray:
+    if type(value) is np.ndarray:
+        flags = value.flags
+        usual = value.dtype is FLOAT32 and flags.c_contiguous and flags.aligned and value.size
+        if usual and (rank is None or value.ndim == rank):
+            return value  # by the shortest way
+    else:
         if value is None or isinstance(value, (str, bytes, dict, set)):
             raise TypeError(f"[{op}] {name} must be an array of numbers, got {type(value).__name__}")
         value = _as_array(op, name, value)
@@ -609,6 +614,8 @@ def class_labels(op: str, value: Any, n: int, classes: int) -> tuple[np.ndarray 
 
     Labels are integers 0..classes-1 of shape (N,), or one row of probabilities a sample (one-hot).
     """
+    if type(value) is np.ndarray and value.dtype is INT64 and value.shape == (n,) and n and _all_below(value, classes):
+        return value.astype(np.int32), None  # by the shortest way
     labels = _as_array(op, "labels", value)
     if labels.dtype.kind not in "fiub":
         raise TypeError(f"[{op}] labels must be numbers, got dtype {labels.dtype}")
@@ -628,6 +635,9 @@ def class_labels(op: str, value: Any, n: int, classes: int) -> tuple[np.ndarray 
 
 def _all_below(numbers: np.ndarray, end: int) -> bool:
     """Whether all are in 0..end-1; a negative integer is a large one without its sign, so one pass tells."""
+    if len(numbers) <= 32:
+        few = numbers.tolist()
+        return min(few) >= 0 and max(few) < end
     unsigned = UNSIGNED.get(numbers.dtype)
     if unsigned is not None:
         return int(np.maximum.reduce(numbers.view(unsigned), None)) < min(end, 2 ** (8 * numbers.itemsize - 1))

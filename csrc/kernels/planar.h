@@ -112,6 +112,9 @@ static void pixels_to_planes(const float *pixels, int64_t step, float *planes, i
 {
     if (channels == 1 && step == 1)
         copy_floats(planes, pixels, n);
+    else if (channels == 1)
+        for (int64_t i = 0; i < n; i++)
+            planes[i] = pixels[i * step];
     else if (channels == 2 && step == 1)
         split(pixels, planes, plane, n, 2);
     else if (channels == 3 && step == 1)
@@ -144,6 +147,8 @@ static void fill_planes(const planar *p, const float *x)
         const int64_t n = MIN(pitch, floor_div(d->w - 1 - left, d->stride_w) + 1) - first;
         for (int64_t row = 0; n > 0 && row < rows; row++) {
             const int64_t ih = above + row;
+            if (d->dilation_h == 1 && row % d->stride_h >= d->r) /* no tap reads it */
+                continue;
             float *to = p->x + phase * plane + row * pitch + first;
             if (inside(ih, d->h))
                 pixels_to_planes(image + (ih * d->w + first * d->stride_w + left) * d->c, d->stride_w, to,
