@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from pycnn import shapes
+
 if TYPE_CHECKING:
     from pycnn.layers.base import Layer
     from pycnn.operators import Operator
@@ -34,7 +36,9 @@ class Parameter:
     def __init__(self, name: str, value: np.ndarray, axes: tuple[int, ...] | None = None, learned: bool = True):
         self.name = name
         self.axes = axes or tuple(range(value.ndim))
-        self.memory = np.array(value.transpose(np.argsort(self.axes)), dtype=np.float32, order="C")
+        ordered = value.transpose(np.argsort(self.axes))
+        self.memory = shapes.empty(name, ordered.shape)
+        self.memory[...] = ordered
         self.learned = learned
         self.shared = False
         self._gradient: np.ndarray | None = None
@@ -73,8 +77,14 @@ class Parameter:
     def gradient(self) -> np.ndarray:
         """The gradient's memory, in the kernels' layout; zeros before the first backward."""
         if self._gradient is None:
-            self._gradient = np.zeros_like(self.memory)
+            self._gradient = self.another(0.0)
         return self._gradient
+
+    def another(self, value: float) -> np.ndarray:
+        """New memory of the same layout."""
+        memory = shapes.empty(self.name, self.memory.shape)
+        memory[...] = value
+        return memory
 
     @property
     def gradient_view(self) -> np.ndarray:

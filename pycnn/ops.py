@@ -145,7 +145,7 @@ def conv2d_backward(
     if not x.size:
         return _empty("conv2d_backward", x.shape, last)[0], np.zeros_like(w), np.zeros(g.k, np.float32)
     dx, dx_memory = _empty("conv2d_backward", x.shape, last)
-    dw, db = np.empty_like(w), shapes.empty("conv2d_backward", g.k)
+    dw, db = shapes.empty(op, w.shape), shapes.empty(op, g.k)
     arrays = {"x": memory, "dy": _like(dy, last), "w": w, "dx": dx_memory, "dw": dw, "db": db}
     run_once(_conv2d_backward_plan(g, last), arrays)
     return dx, dw, db
@@ -230,7 +230,7 @@ def conv_transpose2d_backward(
     if not x.size:
         return _empty(op, x.shape, last)[0], np.zeros_like(w), np.zeros(g.c, np.float32)
     dx, dx_memory = _empty(op, x.shape, last)
-    dw, db = np.empty_like(w), shapes.empty(op, g.c)
+    dw, db = shapes.empty(op, w.shape), shapes.empty(op, g.c)
     arrays = {"x": memory, "dy": _like(dy, last), "w": w, "dx": dx_memory, "dw": dw, "db": db}
     run_once(_conv_transpose2d_backward_plan(g, last), arrays)
     return dx, dw, db
@@ -444,14 +444,22 @@ def _gemm_output(out: Array | None, shape: tuple[int, int], beta: float, inputs:
     if out is None:
         if beta:
             raise ValueError(f"[gemm] beta is {beta}, which needs out, the matrix to be scaled and added")
-        return np.zeros(shape, np.float32)
+        return _cleared(shape, inputs)
     if not isinstance(out, np.ndarray) or out.dtype != np.float32:
         raise TypeError(f"[gemm] out must be a float32 array, got {getattr(out, 'dtype', type(out).__name__)}")
     shapes.expect_shape("gemm", "out", out.shape, shape)
     if not out.flags.writeable:
         raise ValueError("[gemm] out must be writable")
     usable = out.flags.c_contiguous and out.flags.aligned and not any(np.may_share_memory(out, i) for i in inputs)
-    return out if usable else (np.array(out, order="C") if beta else np.zeros(shape, np.float32))
+    return out if usable else (np.array(out, order="C") if beta else _cleared(shape, inputs))
+
+
+def _cleared(shape: tuple[int, int], inputs: tuple[Array, Array]) -> Array:
+    """Memory for a product, which is zeros if there is nothing to be summed up."""
+    c = shapes.empty("gemm", shape)
+    if not inputs[0].size:
+        c[...] = 0
+    return c
 
 
 @_plan
@@ -499,7 +507,7 @@ def dense_backward(dy: Any, x: Any, w: Any) -> tuple[Array, Array, Array]:
     shapes.expect_shape(op, "dy", dy.shape, (n, outputs))
     if not n:
         return np.empty_like(x), np.zeros_like(w), np.zeros(outputs, np.float32)
-    dx, dw, db = np.empty_like(x), np.empty_like(w), shapes.empty("dense_backward", outputs)
+    dx, dw, db = (shapes.empty(op, shape) for shape in (x.shape, w.shape, outputs))
     arrays = {"dy": dy, "x": x, "w": w, "dx": dx, "dw": dw, "db": db}
     run_once(_dense_backward_plan(n, inputs, outputs), arrays)
     return dx, dw, db
@@ -521,7 +529,7 @@ def activation(x: Any, name: str, **options: float) -> Array:
     x = shapes.array("activation", "x", x)
     memory, last = shapes.layout(x)
     name, alpha = shapes.activation("activation", name, options)
-    y = np.empty_like(memory)
+    y = shapes.empty("activation", memory.shape)
     if y.size:
         run_once(_activation_plan(y.size, name, alpha), {"x": memory, "y": y})
     return y.transpose(0, 3, 1, 2) if last else y
@@ -541,7 +549,7 @@ def activation_backward(dy: Any, x: Any, name: str, **options: float) -> Array:
         return _softmax_backward(dy, softmax(x))
     memory, last = shapes.layout(x)
     name, alpha = shapes.activation(op, name, options)
-    dx = np.empty_like(memory)
+    dx = shapes.empty(op, memory.shape)
     if dx.size:
         run_once(_activation_backward_plan(dx.size, name, alpha), {"x": memory, "dy": _like(dy, last), "dx": dx})
     return dx.transpose(0, 3, 1, 2) if last else dx
@@ -562,7 +570,7 @@ def softmax(x: Any) -> Array:
         raise ValueError(f"[softmax] x must have at least one axis, got the number {x}")
     _, last = shapes.layout(x)
     x = np.ascontiguousarray(x)
-    y = np.empty_like(x)
+    y = shapes.empty("softmax", x.shape)
     if y.size:
         run_once(_softmax_plan(x.size // x.shape[-1], x.shape[-1]), {"x": x, "y": y})
     return _like(y, True).transpose(0, 3, 1, 2) if last else y
@@ -577,7 +585,7 @@ def _softmax_backward(dy: Array, y: Array) -> Array:
     """dx for y = softmax(x); in the layout of y."""
     _, last = shapes.layout(y)
     y = np.ascontiguousarray(y)
-    dx = np.empty_like(y)
+    dx = shapes.empty("activation_backward", y.shape)
     if dx.size:
         arrays = {"dx": dx, "dy": np.ascontiguousarray(dy), "y": y}
         run_once(_softmax_backward_plan(y.size // y.shape[-1], y.shape[-1]), arrays)
@@ -601,7 +609,7 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, Array]:
     logits = np.ascontiguousarray(shapes.array(op, "logits", logits, 2))
     rows, columns = shapes.logits(op, logits.shape)
     indices, targets = shapes.class_labels(op, labels, rows, columns)
-    dlogits, loss = np.empty_like(logits), np.zeros(1, np.float32)
+    dlogits, loss = shapes.empty(op, logits.shape), np.zeros(1, np.float32)
     if rows:
         chosen = targets if indices is None else indices
         run_once(

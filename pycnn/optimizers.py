@@ -343,7 +343,7 @@ class Updates:
     def slots(self, layer: "Layer", parameter: Any) -> list[np.ndarray]:
         if parameter not in self._slots:
             count = self.optimizers[self.of(layer)].slots()
-            self._slots[parameter] = [np.zeros_like(parameter.memory) for _ in range(count)]
+            self._slots[parameter] = [parameter.another(0.0) for _ in range(count)]
             self._reset(layer, parameter)
         return self._slots[parameter]
 

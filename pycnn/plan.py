@@ -15,8 +15,8 @@ import numpy as np
 
 from pycnn import native
 from pycnn.native import KERNELS, ffi, lib
+from pycnn.shapes import LINE
 
-LINE = 64
 # The work of a call, in multiply-adds, from which on a second thread saves more than the barrier costs.
 WORK_FOR_THREADS = 150_000
 # What an element that is read or written counts for, and a call between two parallel ones: starting the threads anew

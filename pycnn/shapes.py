@@ -20,6 +20,8 @@ INT_MAX = 2**31 - 1
 UNSIGNED = {np.dtype(f"i{size}"): np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 FLOAT32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+LINE = 64  # bytes
+ALIGNED_BYTES = 4096  # arrays from here on begin at a cache line
 # Bytes of one array; far beyond any machine's memory, far below an overflow of int64 address arithmetic.
 BYTES_MAX = 2**46
 
@@ -583,10 +585,18 @@ def _as_array(op: str, name: str, value: Any) -> np.ndarray:
         raise ValueError(f"[{op}] {name} is not a regular array of numbers: {error}") from None
 
 
-def empty(op: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-    """A new array, or a ValueError where the machine has not the memory."""
+def empty(op: str, shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """A new array, or a ValueError where the machine has not the memory.
+
+    But for small ones it begins at a cache line: vectors that cross two cost a GEMM up to a fifth of its speed.
+    """
     try:
-        return np.empty(shape, dtype)
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize if isinstance(shape, tuple) else 0
+        if nbytes < ALIGNED_BYTES:
+            return np.empty(shape, dtype)
+        memory = np.empty(nbytes + LINE, np.uint8)
+        start = -memory.__array_interface__["data"][0] % LINE
+        return memory[start : start + nbytes].view(dtype).reshape(shape)
     except MemoryError:
         raise ValueError(f"[{op}] an array of shape {shape} does not fit into memory") from None
 

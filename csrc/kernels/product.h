@@ -64,8 +64,14 @@ INLINE int reads_in_place(const product *p)
     const int64_t pixels = p->images * p->v.out * p->h.out;
     return !p->prepacked && p->w_column == 1 && p->inner >= p->len && pixels <= TILES_IN_PLACE * TILE_ROWS;
 }
-/* Its rows would share few sets of a cache: a task copies a panel before its tiles read it again and again. */
-INLINE int copies_panels(const product *p) { return reads_in_place(p) && p->w_inner % 512 == 0; }
+/* Its rows would share few sets of a cache, or its vectors cross cache lines: a task copies a panel before its tiles
+ * read it again and again. */
+INLINE int copies_panels(const product *p)
+{
+    const int64_t pixels = p->images * p->v.out * p->h.out;
+    const int crosses = (uintptr_t)p->w % VEC_BYTES != 0 && pixels > 2 * TILE_ROWS;
+    return reads_in_place(p) && (p->w_inner % 512 == 0 || crosses);
+}
 INLINE int64_t first_packed_panel(const product *p) { return reads_in_place(p) ? p->columns / PANEL : 0; }
 
 INLINE int reads_padding(const axis *a)
@@ -88,7 +94,7 @@ static product_space product_layout(const product *p)
     s.tables = tiles * taps * (int64_t)(sizeof(tile_tap) + TILE_ROWS * sizeof(float *));
     s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t) + taps * (int64_t)sizeof(tile_tap);
     s.rows = copies_rows(p) ? tiles * TILE_ROWS * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
-    s.panel = copies_panels(p) ? taps * chunk_length(taps) * PANEL * (int64_t)sizeof(float) : 0;
+    s.panel = reads_in_place(p) ? taps * chunk_length(taps) * PANEL * (int64_t)sizeof(float) : 0;
     s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + round_up(s.panel, 64) + 64;
     return s;
 }
