@@ -3,7 +3,7 @@
 The report: one convolution of four filters, 96.0 % after 30 epochs of gradient descent, a single run. Needs the UCI
 files `optdigits.tra` and `optdigits.tes` in the folder `optdigits` under PYCNN_DATA.
 
-    python examples/report_001.py [--seeds 20] [--epochs 30] [--better-epochs 40]
+    python examples/report_001.py [--seeds 20] [--epochs 30] [--better-epochs 30]
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 import pycnn as cnn
-from pycnn.augment import Mixup, Rotation, Shift
+from pycnn.augment import Rotation, Shift
 
 REFERENCE_STEPS = 3
 BATCH = 64
@@ -89,9 +89,8 @@ def better_network() -> cnn.Sequential:
             *block(64),
             *block(64),
             cnn.MaxPool2D(2),
-            cnn.Dropout(0.2),
+            cnn.Dropout(0.25),
             *block(128),
-            cnn.MaxPool2D(2),
             cnn.Flatten(),
             cnn.Dropout(0.5),
             cnn.Dense(10),
@@ -100,15 +99,27 @@ def better_network() -> cnn.Sequential:
     )
 
 
+def over_shifts(model: cnn.Sequential, x: np.ndarray) -> np.ndarray:
+    """The mean of the classes' probabilities over shifts by a pixel either way, those without counting twice."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    height, width = x.shape[2:]
+    total = np.zeros(1, np.float32)
+    for i, row_weight in enumerate((1, 2, 1)):
+        for j, column_weight in enumerate((1, 2, 1)):
+            logits = model.predict(padded[:, :, i : i + height, j : j + width])
+            total = total + row_weight * column_weight / 16 * cnn.ops.softmax(logits)
+    return total
+
+
 def better(training: tuple, test: tuple, epochs: int) -> None:
     model = better_network()
-    optimizer = cnn.SGD(cnn.OneCycle(0.1), momentum=0.9, nesterov=True, weight_decay=1e-3)
+    optimizer = cnn.SGD(cnn.OneCycle(0.1), momentum=0.9, nesterov=True, weight_decay=5e-4)
     model.compile(optimizer, "cross_entropy", ["accuracy"])
-    augment, began = [Rotation(12), Shift(1), Mixup(0.3, classes=10)], time.perf_counter()
-    model.fit(*training, epochs, BATCH, seed=0, augment=augment, verbose=0)
-    seconds = time.perf_counter() - began
-    accuracy = model.evaluate(*test)["accuracy"]
-    print(f"a better network: {accuracy:.2%} in {seconds:.1f} s")
+    began, (x_test, y_test) = time.perf_counter(), test
+    model.fit(*training, epochs, BATCH, seed=0, augment=[Shift(1), Rotation(10)], verbose=0)
+    accuracy = np.mean(over_shifts(model, x_test).argmax(axis=1) == y_test)
+    seconds, plain = time.perf_counter() - began, model.evaluate(*test)["accuracy"]
+    print(f"a better network: {accuracy:.2%} in {seconds:.1f} s ({plain:.2%} without the mean over shifts)")
     print("the report's table: " + ", ".join(f"{name} {percent} %" for name, percent in REPORT.items()))
 
 
@@ -116,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--better-epochs", type=int, default=40, help="of the better network")
+    parser.add_argument("--better-epochs", type=int, default=30, help="of the better network")
     parser.add_argument("--init", default="uniform", help="initial weights (default: uniform, the report's)")
     args = parser.parse_args()
     training, test = cnn.datasets.optdigits()
