@@ -368,7 +368,9 @@ def print_overhead(seconds: float) -> None:
         functions = {"call": call, "plan": plan.run}
         times = best_times({n: lambda f=f: [f() for _ in range(100)] for n, f in functions.items()}, seconds)
         call_time, plan_time = (times[n] * 1e4 for n in ("call", "plan"))
-        print(f"three layers with hardly any work, {name}: {call_time:.1f} us, {call_time - plan_time:.1f} of it overhead")
+        print(
+            f"three layers with hardly any work, {name}: {call_time:.1f} us, {call_time - plan_time:.1f} of it overhead"
+        )
 
 
 OPPONENTS = {

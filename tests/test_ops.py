@@ -230,6 +230,28 @@ def test_conv2d_of_few_filters(filters, x_shape, kernel, options):
     check_conv2d(x_shape, (filters, x_shape[1], *kernel), **options)
 
 
+@pytest.mark.parametrize("filters", [2 * VL + 1, 4 * VL, 5 * VL + 3])
+@pytest.mark.parametrize(
+    ("x_shape", "kernel", "options"),
+    [
+        ((1, 3, 3, 2), (3, 2), {}),
+        ((3, 1, 9, 15), (3, 3), {"padding": 1}),
+        # Blocks of several tiles that end within a line, at its end, within another image.
+        ((5, 3, 12, 16), (3, 3), {"padding": 1}),
+        ((2, 3, 7, 113), (1, 5), {"padding": ((0, 0), (3, 1))}),
+        ((40, 2, 3, 4), (2, 2), {}),
+        ((2, 3, 23, 21), (7, 7), {"padding": 3, "stride": 2}),
+        ((2, 15, 14, 9), (4, 3), {"stride": (3, 1), "dilation": (2, 1), "padding": ((5, 0), (0, 2))}),
+        # The last for which one running sum takes all terms, and beyond.
+        ((1, 12, 9, 9), (6, 8), {"padding": 2}),
+        ((1, 13, 9, 9), (6, 8), {"padding": 2}),
+    ],
+    ids=label,
+)
+def test_conv2d_of_few_channels_to_many_filters(filters, x_shape, kernel, options):
+    check_conv2d(x_shape, (filters, x_shape[1], *kernel), **options)
+
+
 @pytest.mark.parametrize("pixels", [5, 6, 7, 11, 12, 13, 14, 15, 49, 97, 113, 225])
 def test_conv2d_pixels_around_the_tiles(pixels):
     check_conv2d((1, 16, 1, pixels), (VL + 2, 16, 1, 3), padding=((0, 0), (1, 1)))
@@ -726,6 +748,34 @@ def test_gemm_and_its_twin(m, n, k, trans_a, trans_b):
         cnn.reference.gemm(a.tolist(), b.tolist(), out=expected, **options)
         assert ops.gemm(a, b, out=out, **options) is out
         assert_close(out, expected)
+
+
+def beginning_at(array, floats):
+    """A copy that begins so many floats after a cache line."""
+    memory = np.zeros(array.size + 32, np.float32)
+    start = -memory.ctypes.data // 4 % 16 + floats
+    copy = memory[start : start + array.size].reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize("floats", [0, 1, 4, 8, 15])
+@pytest.mark.parametrize("shape", [(13, 90, 3 * VL + 1), (40, 530, 2 * VL), (61, 7, 5 * VL), (200, 65, 33)], ids=label)
+def test_gemm_of_matrices_that_begin_anywhere(shape, floats):
+    """Where b is read where it lies, panels of vectors that cross cache lines are copied; to the same bits."""
+    m, k, n = shape
+    a, b = gemm_arrays(m, n, k, False, False)
+    assert_close(ops.gemm(a, b), gemm_double(a, b))
+    np.testing.assert_array_equal(ops.gemm(beginning_at(a, floats), beginning_at(b, floats)), ops.gemm(a, b))
+
+
+def test_results_begin_at_a_cache_line():
+    x, w = normal((2, 3, 40, 40), "x"), normal((9, 3, 3, 3), "w")
+    results = [ops.conv2d(x, w), *ops.max_pool2d(x, 2), ops.activation(x, "relu"), ops.gemm(x[0, 0], x[0, 1])]
+    model = cnn.Sequential([cnn.Conv2D(64, 3), cnn.Flatten(), cnn.Dense(10)], seed=0)
+    results += [model.predict(np.repeat(x, 60, 0)), *(layer.params["weight"] for layer in model.layers[::2])]
+    for array in results:
+        assert array.nbytes >= 4096 and array.ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("k", [511, 512, 513, 768])

@@ -4,6 +4,7 @@
 #include "layout.h"
 #include "tile.h"
 #include "product.h"
+#include "row_taps.h"
 #include "outer.h"
 #include "gemm.h"
 #include "few_channels.h"

@@ -1,7 +1,7 @@
-/* 2-D convolution, forward and backward, by the engines of product.h and outer.h.
+/* 2-D convolution, forward and backward: which engine a shape gets, and how it describes its work to it.
  *
- * With few channels a row of a filter, S * C floats, is contiguous in a channels-last image, so it is one long
- * tap instead of S short ones; the image is padded once for it ("row taps"). */
+ * Few channels go by rows of filters, row_taps.h forward and outer.h for the gradient of the weights, both on an image
+ * that is padded once. */
 
 enum { FEW_CHANNELS = 16 };
 
@@ -134,7 +134,10 @@ static void conv2d(const void *desc, void *const *args)
     p.w = args[2];
     p.bias = args[3];
     p.packed = args[4];
-    product_run(&p, workspace + padded_floats(d));
+    if (uses_row_taps(d) && fits_row_taps(&p))
+        run_row_taps(&p, workspace + padded_floats(d));
+    else
+        product_run(&p, workspace + padded_floats(d));
 }
 
 static product backward_data_product(const pycnn_conv2d *d)

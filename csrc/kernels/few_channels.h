@@ -28,8 +28,6 @@ typedef struct {
     const int64_t *tap, *offset;
 } spread_tile;
 
-typedef void (*spread_function)(const spread_tile *t);
-
 INLINE void spread(const int rows, const int vectors, const spread_tile *t)
 {
     vec acc[TILE_ROWS][2];
@@ -56,15 +54,7 @@ INLINE void spread(const int rows, const int vectors, const spread_tile *t)
             store(t->y[i] + j * VL, load(t->y[i] + j * VL) + acc[i][j]);
 }
 
-#define SPREAD_FUNCTION(rows, vectors)                                                                        \
-    static void spread_##rows##x##vectors(const spread_tile *t) { spread(rows, vectors, t); }
-#define SPREAD_FUNCTIONS(rows) SPREAD_FUNCTION(rows, 1) SPREAD_FUNCTION(rows, 2)
-TILE_SIZES(SPREAD_FUNCTIONS)
-
-#define SPREAD_ENTRY_1(rows) spread_##rows##x1,
-#define SPREAD_ENTRY_2(rows) spread_##rows##x2,
-static const spread_function spread_functions[2][TILE_ROWS] = { { TILE_SIZES(SPREAD_ENTRY_1) },
-                                                                { TILE_SIZES(SPREAD_ENTRY_2) } };
+TILE_TABLE(spread, spread, (const spread_tile *t), (t))
 
 /* How the work and the workspace are cut; sizes in floats. */
 typedef struct {

@@ -39,8 +39,6 @@ typedef struct {
     int64_t ahead_step;                                  /* bytes from line to line */
 } outer_tile;
 
-typedef void (*outer_function)(const outer_tile *t);
-
 INLINE void outer_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2], const outer_tile *t, int64_t columns)
 {
     if (t->adds)
@@ -84,15 +82,7 @@ INLINE void outer_product(const int rows, const int vectors, const outer_tile *t
         outer_finish(rows, vectors, acc, t, t->columns);
 }
 
-#define OUTER_FUNCTION(rows, vectors)                                                                         \
-    static void outer_##rows##x##vectors(const outer_tile *t) { outer_product(rows, vectors, t); }
-#define OUTER_FUNCTIONS(rows) OUTER_FUNCTION(rows, 1) OUTER_FUNCTION(rows, 2)
-TILE_SIZES(OUTER_FUNCTIONS)
-
-#define OUTER_ENTRY_1(rows) outer_##rows##x1,
-#define OUTER_ENTRY_2(rows) outer_##rows##x2,
-static const outer_function outer_functions[2][TILE_ROWS] = { { TILE_SIZES(OUTER_ENTRY_1) },
-                                                              { TILE_SIZES(OUTER_ENTRY_2) } };
+TILE_TABLE(outer, outer_product, (const outer_tile *t), (t))
 
 /* How the work is cut. A chunk is some images, some rows of an image, or a part of a long row. */
 typedef struct {

@@ -35,8 +35,6 @@ typedef struct {
     pycnn_epilogue epilogue;
 } tile_store;
 
-typedef void (*tile_function)(const tile_input *in, const float *w, const tile_range *range, const tile_store *out);
-
 /* All rows of y are read before the first is written: rows 4096 bytes apart would otherwise wait for stores that
  * look like theirs. */
 INLINE void tile_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2], const tile_store *out)
@@ -96,22 +94,27 @@ INLINE void tile(const int rows, const int vectors, const tile_input *in, const 
     tile_finish(rows, vectors, acc, out);
 }
 
-#define TILE_SIZES_6(T) T(1) T(2) T(3) T(4) T(5) T(6)
-#define TILE_SIZES_12(T) TILE_SIZES_6(T) T(7) T(8) T(9) T(10) T(11) T(12)
-#define TILE_SIZES_14(T) TILE_SIZES_12(T) T(13) T(14)
-#define TILE_SIZES__(rows, T) TILE_SIZES_##rows(T)
-#define TILE_SIZES_(rows, T) TILE_SIZES__(rows, T)
-#define TILE_SIZES(T) TILE_SIZES_(TILE_ROWS, T)
+/* The functions of a micro-kernel, body(rows, vectors, arguments), for each number of rows and 1 or 2 vectors, which the
+ * compiler unrolls; and the table name_functions[vectors - 1][rows - 1]. */
+#define TILE_TABLE(name, body, parameters, arguments)                                                         \
+    TILE_SIZES(TILE_FUNCTIONS, name, body, parameters, arguments)                                             \
+    static void (*const name##_functions[2][TILE_ROWS]) parameters = { { TILE_SIZES(TILE_ENTRY, name, 1) },    \
+                                                                       { TILE_SIZES(TILE_ENTRY, name, 2) } };
+#define TILE_FUNCTIONS(rows, name, body, parameters, arguments)                                               \
+    static void name##_##rows##x1 parameters { body(rows, 1, TILE_ARGUMENTS arguments); }                      \
+    static void name##_##rows##x2 parameters { body(rows, 2, TILE_ARGUMENTS arguments); }
+#define TILE_ARGUMENTS(...) __VA_ARGS__
+#define TILE_ENTRY(rows, name, vectors) name##_##rows##x##vectors,
 
-#define TILE_FUNCTION(rows, vectors)                                                                          \
-    static void tile_##rows##x##vectors(const tile_input *in, const float *w, const tile_range *range,        \
-                                        const tile_store *out)                                                \
-    {                                                                                                         \
-        tile(rows, vectors, in, w, range, out);                                                               \
-    }
-#define TILE_FUNCTIONS(rows) TILE_FUNCTION(rows, 1) TILE_FUNCTION(rows, 2)
-TILE_SIZES(TILE_FUNCTIONS)
+#define TILE_SIZES_6(T, ...)                                                                                  \
+    T(1, __VA_ARGS__) T(2, __VA_ARGS__) T(3, __VA_ARGS__) T(4, __VA_ARGS__) T(5, __VA_ARGS__) T(6, __VA_ARGS__)
+#define TILE_SIZES_12(T, ...)                                                                                 \
+    TILE_SIZES_6(T, __VA_ARGS__) T(7, __VA_ARGS__) T(8, __VA_ARGS__) T(9, __VA_ARGS__) T(10, __VA_ARGS__)      \
+    T(11, __VA_ARGS__) T(12, __VA_ARGS__)
+#define TILE_SIZES_14(T, ...) TILE_SIZES_12(T, __VA_ARGS__) T(13, __VA_ARGS__) T(14, __VA_ARGS__)
+#define TILE_SIZES__(rows, ...) TILE_SIZES_##rows(__VA_ARGS__)
+#define TILE_SIZES_(rows, ...) TILE_SIZES__(rows, __VA_ARGS__)
+#define TILE_SIZES(...) TILE_SIZES_(TILE_ROWS, __VA_ARGS__)
 
-#define TILE_ENTRY_1(rows) tile_##rows##x1,
-#define TILE_ENTRY_2(rows) tile_##rows##x2,
-static const tile_function tile_functions[2][TILE_ROWS] = { { TILE_SIZES(TILE_ENTRY_1) }, { TILE_SIZES(TILE_ENTRY_2) } };
+TILE_TABLE(tile, tile, (const tile_input *in, const float *w, const tile_range *range, const tile_store *out),
+           (in, w, range, out))

@@ -295,8 +295,6 @@ static void transform_filters(const winograd *p, const float *w, int64_t panel, 
 
 /* ---- m = v u, or m += v u, of one place and group: [row][vectors] */
 
-typedef void (*place_function)(int64_t len, const float *v, const float *u, float *m, int64_t add);
-
 INLINE void place_product(const int rows, const int vectors, int64_t len, const float *v, const float *u, float *m,
                           int64_t add)
 {
@@ -322,18 +320,8 @@ INLINE void place_product(const int rows, const int vectors, int64_t len, const 
         }
 }
 
-#define PLACE_FUNCTION(rows, vectors)                                                                         \
-    static void place_##rows##x##vectors(int64_t len, const float *v, const float *u, float *m, int64_t add)  \
-    {                                                                                                         \
-        place_product(rows, vectors, len, v, u, m, add);                                                      \
-    }
-#define PLACE_FUNCTIONS(rows) PLACE_FUNCTION(rows, 1) PLACE_FUNCTION(rows, 2)
-TILE_SIZES(PLACE_FUNCTIONS)
-
-#define PLACE_ENTRY_1(rows) place_##rows##x1,
-#define PLACE_ENTRY_2(rows) place_##rows##x2,
-static const place_function place_functions[2][TILE_ROWS] = { { TILE_SIZES(PLACE_ENTRY_1) },
-                                                              { TILE_SIZES(PLACE_ENTRY_2) } };
+TILE_TABLE(place, place_product, (int64_t len, const float *v, const float *u, float *m, int64_t add),
+           (len, v, u, m, add))
 
 /* All places of a range of patches, for l0..l1 of one panel whose rows of u begin at l0: m is [e][patch][width]. */
 static void multiply_places(const winograd *p, const patch_range *r, int64_t panel, int64_t l0, int64_t l1,
@@ -341,11 +329,10 @@ static void multiply_places(const winograd *p, const patch_range *r, int64_t pan
 {
     const int64_t len = winograd_len(p), v_step = place_step(r->patches * len), m_step = place_step(r->patches * PANEL);
     const int64_t width = panel_width(p->columns, panel);
-    const place_function *functions = place_functions[width / VL - 1];
     for (int64_t e = 0; e < PLACES; e++, v += v_step, u += u_step, m += m_step)
         for (int64_t g = 0; g < r->groups; g++) {
             const int64_t start = group_start(r, g), rows = group_rows(r, g);
-            functions[rows - 1](l1 - l0, v + start * len + l0 * rows, u, m + start * width, l0 > 0);
+            place_functions[width / VL - 1][rows - 1](l1 - l0, v + start * len + l0 * rows, u, m + start * width, l0 > 0);
         }
 }
 

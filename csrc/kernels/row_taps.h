@@ -1,0 +1,107 @@
+/* Forward convolution of few channels, as a network's first. A row of a filter, S * C floats, is contiguous in a
+ * channels-last image, so it is one long tap instead of S short ones; the image has its padding around it for that.
+ *
+ *     y[pixel][column] = bias[column] + sum over r, l: x[window(pixel) + r * row][l] * w[r][l][column]      l < S * C
+ *
+ *     for each block of pixels:                                                     shared among threads
+ *         find where their windows begin
+ *         for each panel of columns, for each tile of pixels: sum                   panel and windows in L1
+ *
+ * These sums are short: what the tile of product.h does besides, for rows found by tap and sums taken up again, would
+ * cost half as much as the sums. */
+
+enum { WINDOW_TILES = 8 };
+
+typedef struct {
+    int64_t taps, len, row;          /* rows of a filter; their floats; floats from one to the next in the image */
+    const float *bias;
+    int64_t columns, out_pixel;
+    pycnn_epilogue epilogue;
+} window_sum;
+
+INLINE void sum_windows(const int rows, const int vectors, const window_sum *s, const float *const *window,
+                        const float *w, float *y)
+{
+    const int64_t len = s->len, row = s->row, columns = s->columns, out_pixel = s->out_pixel;
+    const pycnn_epilogue epilogue = s->epilogue;
+    const float *x[TILE_ROWS];
+    vec acc[TILE_ROWS][2];
+    UNROLL for (int i = 0; i < rows; i++)
+        x[i] = window[i];
+    UNROLL for (int j = 0; j < vectors; j++) {
+        const vec shift = s->bias ? load_n(s->bias + j * VL, columns - j * VL) : splat(0);
+        UNROLL for (int i = 0; i < rows; i++)
+            acc[i][j] = shift;
+    }
+    for (int64_t t = s->taps; t > 0; t--) {
+        for (int64_t l = 0; l < len; l++, w += vectors * VL) {
+            vec b[2];
+            UNROLL for (int j = 0; j < vectors; j++)
+                b[j] = load(w + j * VL);
+            UNROLL for (int i = 0; i < rows; i++) {
+                const vec a = splat(x[i][l]);
+                UNROLL for (int j = 0; j < vectors; j++)
+                    acc[i][j] = acc[i][j] + a * b[j];
+            }
+        }
+        UNROLL for (int i = 0; i < rows; i++)
+            x[i] += row;
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++)
+            store_n(y + i * out_pixel + j * VL, epilogue.rectifies ? rectify(acc[i][j], epilogue.slope) : acc[i][j],
+                    columns - j * VL);
+}
+
+TILE_TABLE(window, sum_windows, (const window_sum *s, const float *const *window, const float *w, float *y),
+           (s, window, w, y))
+
+/* Where the windows of n pixels begin, the first being number `first` of all images. */
+static void find_windows(const product *p, int64_t first, int64_t n, const float **window)
+{
+    const int64_t line_floats_in = p->h.in * p->in_pixel, step = p->h.stride * p->in_pixel;
+    for (int64_t i = 0; i < n;) { /* the rest of a line of outputs */
+        const int64_t line = (first + i) / p->h.out, column = (first + i) % p->h.out;
+        const float *at = p->in + (line / p->v.out * p->v.in + line % p->v.out * p->v.stride) * line_floats_in + column * step;
+        for (const int64_t end = MIN(n, i + p->h.out - column); i < end; i++, at += step)
+            window[i] = at;
+    }
+}
+
+static void run_windows(const product *p, const float *packed, int64_t first, int64_t pixels)
+{
+    const float *windows[WINDOW_TILES * TILE_ROWS];
+    const int64_t tiles = ceil_div(pixels, TILE_ROWS), all = panels(p->columns);
+    window_sum s = { .taps = p->v.taps, .len = p->len, .row = p->v.dilation * p->h.in * p->in_pixel,
+                     .out_pixel = p->out_pixel, .epilogue = p->epilogue };
+    find_windows(p, first, pixels, windows);
+    for (int64_t panel = 0; panel < all; panel++) {
+        s.columns = MIN(PANEL, p->columns - panel * PANEL);
+        s.bias = p->bias ? p->bias + panel * PANEL : NULL;
+        for (int64_t t = 0; t < tiles; t++) {
+            const int64_t start = part_start(pixels, t, tiles), rows = part_start(pixels, t + 1, tiles) - start;
+            window_functions[panel_vectors(p->columns, panel) - 1][rows - 1](
+                &s, windows + start, packed + panel_offset(p, 0, panel),
+                p->out + (first + start) * p->out_pixel + panel * PANEL);
+        }
+    }
+}
+
+/* Whether one running sum may take all terms. */
+static int fits_row_taps(const product *p) { return p->len <= chunk_length(p->v.taps); }
+
+static void run_row_taps(const product *p, float *workspace)
+{
+    if (!p->prepacked) {
+        pack_weights(p, workspace);
+#pragma omp barrier
+    }
+    const int64_t pixels = p->images * p->v.out * p->h.out, blocks = ceil_div(pixels, WINDOW_TILES * TILE_ROWS);
+    const int64_t work = WINDOW_TILES * TILE_ROWS * p->v.taps * p->len * p->columns;
+    const int64_t at_once = MAX(1, MIN(TASK_WORK / work, blocks / (TASKS_A_THREAD * omp_get_num_threads())));
+#pragma omp for schedule(dynamic, at_once)
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t first = part_start(pixels, block, blocks);
+        run_windows(p, p->prepacked ? p->packed : workspace, first, part_start(pixels, block + 1, blocks) - first);
+    }
+}
