@@ -645,8 +645,8 @@ def class_labels(op: str, value: Any, n: int, classes: int) -> tuple[np.ndarray 
 
 def _all_below(numbers: np.ndarray, end: int) -> bool:
     """Whether all are in 0..end-1; a negative integer is a large one without its sign, so one pass tells."""
-    if len(numbers) <= 32:
-        few = numbers.tolist()
+    if numbers.size <= 32:
+        few = numbers.ravel().tolist()
         return min(few) >= 0 and max(few) < end
     unsigned = UNSIGNED.get(numbers.dtype)
     if unsigned is not None:

@@ -84,7 +84,7 @@ static product conv2d_product(const pycnn_conv2d *d)
  * besides its sums counts: planar.h fills its vectors with pixels. */
 static int is_planar(const pycnn_conv2d *d)
 {
-    const int is_thin = d->k < VL || (d->k <= PANEL && d->c * d->k <= 4 * VL);
+    const int is_thin = d->k < VL || (d->k < PANEL && d->c * d->k <= 4 * VL);
     return d->groups == 1 && is_thin && d->c * d->r * d->s <= PLANAR_TERMS && fits_planar(d);
 }
 /* The gradient of the weights gains by it if each float that is copied is read more than once. */
