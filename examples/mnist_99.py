@@ -2,11 +2,13 @@
 
 Needs MNIST under PYCNN_DATA.
 
-    python examples/mnist_99.py [--epochs 7] [--seed 0] [--per-class K]
+    python examples/mnist_99.py [--epochs 6] [--seed 0] [--per-class K]
 """
 
 import argparse
 import time
+
+import numpy as np
 
 import pycnn as cnn
 from pycnn.augment import Rotation, Shift
@@ -29,9 +31,17 @@ def network(seed: int) -> cnn.Sequential:
     return cnn.Sequential(layers, seed=seed)
 
 
+def over_shifts(model: cnn.Sequential, x: np.ndarray) -> np.ndarray:
+    """The mean of the classes' probabilities for images and for them a pixel up, down, left and right."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    height, width = x.shape[2:]
+    views = (padded[:, :, i : i + height, j : j + width] for i, j in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2)))
+    return np.mean([cnn.ops.softmax(model.predict(view)) for view in views], axis=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default 0)")
     parser.add_argument("--per-class", type=int, help="use only the first of each class (default: all)")
     args = parser.parse_args()
@@ -41,7 +51,7 @@ def main() -> None:
     optimizer = cnn.SGD(cnn.OneCycle(0.1), momentum=0.9, nesterov=True, weight_decay=5e-4)
     model.compile(optimizer, "cross_entropy", ["accuracy"])
     model.fit(x, y, args.epochs, BATCH, seed=args.seed, augment=[Rotation(10), Shift(2)], verbose=2)
-    accuracy = model.evaluate(x_test, y_test)["accuracy"]
+    accuracy = np.mean(over_shifts(model, x_test).argmax(axis=1) == y_test)
     print(f"{accuracy:.2%} of {len(y_test)} test images, everything in {time.perf_counter() - began:.1f} s")
 
 

@@ -128,18 +128,19 @@ def cats_and_dogs(per_class: int | None, test_per_class: int | None) -> list[tup
 def better(quick: bool) -> None:
     """A better network for cats and dogs, on all training photos, with batch norm and augmentation."""
     training, test = cats_and_dogs(20 if quick else None, 20 if quick else None)
-    epochs = 1 if quick else 25
+    epochs = 1 if quick else 40
     blocks = [
-        [cnn.Conv2D(f, 3, padding="same", bias=False), cnn.BatchNorm(), cnn.ReLU(), cnn.MaxPool2D(2)]
+        [cnn.Conv2D(f, 3, padding="same", bias=False), cnn.MaxPool2D(2), cnn.BatchNorm(), cnn.ReLU()]
         for f in (32, 64, 128, 128)
     ]
     model = cnn.Sequential([*itertools.chain(*blocks), cnn.Flatten(), cnn.Dropout(0.5), cnn.Dense(2)], seed=0)
     model.compile(cnn.SGD(cnn.OneCycle(0.05), momentum=0.9, weight_decay=5e-4), "cross_entropy", ["accuracy"])
     began = time.perf_counter()
     model.fit(*training, epochs, 32, seed=0, augment=[Flip(), Crop(padding=4)], verbose=0)
-    seconds = time.perf_counter() - began
-    accuracy = model.evaluate(*test)["accuracy"]
-    print(f"a better network, all {len(training[1])}: {accuracy:.1%} of {len(test[1])} test photos in {seconds:.1f} s")
+    x_test, y_test = test
+    outputs = model.predict(x_test) + model.predict(x_test[..., ::-1])  # of the mirror images as well
+    accuracy, seconds = np.mean(outputs.argmax(axis=1) == y_test), time.perf_counter() - began
+    print(f"a better network, all {len(training[1])}: {accuracy:.1%} of {len(x_test)} test photos in {seconds:.1f} s")
 
 
 EXPERIMENTS = (xor, bits, mnist, deep, photos, better)
