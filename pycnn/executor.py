@@ -120,7 +120,6 @@ class PlanExecutor(Executor):
         self._free: dict[tuple, list[Binding]] = {}
         self._lock = threading.Lock()
         self._last: tuple[Binding, np.ndarray] | None = None
-        self._latest: tuple = ()
         self._layers = list(dict.fromkeys(node.layer for node in graph.nodes if node.parameters))
         self._parameters = [p for node in graph.nodes for p in node.parameters.values()]
 
@@ -137,17 +136,18 @@ class PlanExecutor(Executor):
         self, key: tuple, make: Callable[[], Plan], extra: Callable[[], dict[str, np.ndarray]] = dict
     ) -> tuple[Binding, list[Binding]]:
         """A binding of the plan that nobody else is using, and the list to put it back to."""
-        key = self._latest = (*key, *native.plan_settings())
-        free = self._free.get(key)
+        key = (*key, *native.plan_settings())
         try:
+            self._plans.move_to_end(key)
+            free = self._free[key]
             return free.pop(), free  # the usual case by the shortest way
-        except (AttributeError, IndexError):
+        except (KeyError, IndexError):
             plan = self._plan(key, make)
             return self._bind(plan, extra()), self._free.setdefault(key, [])
 
     def last_binding(self) -> Binding:
         """The plan that ran last, with its arrays."""
-        return self._free[self._latest][-1]
+        return self._free[next(reversed(self._plans))][-1]
 
     def _bind(self, plan: Plan, arrays: dict[str, np.ndarray], **more: np.ndarray) -> Binding:
         arrays = {name: p.memory for name, p in self.graph.parameters().items()} | arrays | more

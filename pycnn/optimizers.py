@@ -330,7 +330,6 @@ class Updates:
         self.step = 0
         self.scale = 1.0  # of every learning rate; ReduceLROnPlateau's
         self.states = [np.zeros(4, np.float32) for _ in self.optimizers]
-        self._written: list[tuple | None] = [None for _ in self.optimizers]  # to the states
         self.norms = [np.zeros(1, np.float64) for _ in self.optimizers]
         self._slots: dict[Any, list[np.ndarray]] = {}
         self.last = False  # whether the step under way is an epoch's last
@@ -408,10 +407,8 @@ class Updates:
         """Starts a step: counts it and writes what the kernels read."""
         rates = [self.lr(i, epoch) for i in range(len(self.optimizers))]
         self.step += 1
-        for i, (optimizer, lr) in enumerate(zip(self.optimizers, rates, strict=True)):
-            values = optimizer.state(lr, self.step, 1.0)
-            if values != self._written[i]:
-                self.states[i][:] = self._written[i] = values
+        for optimizer, state, lr in zip(self.optimizers, self.states, rates, strict=True):
+            state[0], state[1], state[2], state[3] = optimizer.state(lr, self.step, 1.0)
 
     def cancel(self) -> None:
         """Takes the last `begin` back."""

@@ -59,10 +59,10 @@ TILE_TABLE(window, sum_windows, (const window_sum *s, const float *const *window
 /* Where the windows of n pixels begin, the first being number `first` of all images. */
 static void find_windows(const product *p, int64_t first, int64_t n, const float **window)
 {
-    const int64_t line_floats_in = p->h.in * p->in_pixel, step = p->h.stride * p->in_pixel;
+    const int64_t in_line = p->h.in * p->in_pixel, step = p->h.stride * p->in_pixel;
     for (int64_t i = 0; i < n;) { /* the rest of a line of outputs */
         const int64_t line = (first + i) / p->h.out, column = (first + i) % p->h.out;
-        const float *at = p->in + (line / p->v.out * p->v.in + line % p->v.out * p->v.stride) * line_floats_in + column * step;
+        const float *at = p->in + (line / p->v.out * p->v.in + line % p->v.out * p->v.stride) * in_line + column * step;
         for (const int64_t end = MIN(n, i + p->h.out - column); i < end; i++, at += step)
             window[i] = at;
     }
