@@ -32,6 +32,7 @@ typedef struct {
     int64_t dilation_h, dilation_w, groups;
     int64_t w_tap, w_c, w_k;
     int64_t prepacked;   /* whether the weights come as the pack_ kernel of the same name has left them */
+    int64_t measures;    /* whether mean and variance of each filter's outputs are wanted */
     pycnn_epilogue epilogue;
 } pycnn_conv2d;
 
@@ -69,9 +70,10 @@ typedef struct { int64_t rows, columns, from, from_row, to, to_row; } pycnn_colu
 /* n matrices of rows by columns, each to be transposed. */
 typedef struct { int64_t n, rows, columns; } pycnn_transpose;
 
-/* Rows by channels; training takes the statistics of the batch, otherwise the running ones. */
+/* Rows by channels; training takes the statistics of the batch, which the convolution before may have measured,
+ * otherwise the running ones. */
 typedef struct {
-    int64_t rows, columns, training;
+    int64_t rows, columns, training, measured;
     float eps, momentum;
     pycnn_epilogue epilogue;
 } pycnn_batch_norm;

@@ -31,6 +31,8 @@ WINOGRAD_WEIGHTS = WinogradCosts(60, 700, 700, 800)
 Strides = dict[str, int]
 # What a kernel does to its results as it stores them; see `rectifier`.
 Epilogue = dict[str, float]
+# The mean and variance of each channel, over the batch and all pixels.
+Moments = tuple[Buffer, Buffer]
 # Kernels that take weights packed beforehand, by a kernel of their own.
 PACKED = ("gemm", "conv2d", "winograd_conv2d")
 
@@ -115,13 +117,22 @@ def conv2d(
     *,
     epilogue: Epilogue | None = None,
     kept: bool = False,
+    moments: Moments | None = None,
 ) -> None:
-    """kept: the weights stay the same from run to run, so that they are packed only once."""
+    """kept: the weights stay the same from run to run, so that they are packed only once; moments: where those of each
+    filter's outputs go, of a convolution that `measures` them."""
     is_winograd = _uses_winograd(g, WINOGRAD, g.oh, g.ow, g.c, g.k)
     kernel = _path(g, is_winograd, "winograd_conv2d", "grouped_conv2d", "conv2d")
     # With fewer patches than filters, winograd.h transforms the weights where it uses them.
     kept = kept and (not is_winograd or _patches(g, g.oh, g.ow) >= g.k)
-    _with_weights(b, kernel, [y, x, w, bias], w, _conv_work(g), epilogue, kept, asdict(g) | strides)
+    outputs = [y] if _is_grouped(g) else [y, *(moments or (None, None))]
+    desc = asdict(g) | strides | {"measures": int(moments is not None)}
+    _with_weights(b, kernel, [*outputs, x, w, bias], w, _conv_work(g), epilogue, kept, desc)
+
+
+def measures(g: shapes.Conv2D) -> bool:
+    """Whether `conv2d` can take moments as it goes."""
+    return not _is_grouped(g)
 
 
 def _with_weights(

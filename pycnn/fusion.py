@@ -3,7 +3,8 @@
     rectifier + max pooling                pooling first: the same result of fewer elements, for a rectifier is monotone
     convolution or dense + rectifier       rectified as it is stored
     batch norm (+ addition) (+ rectifier)  one pass forward, one less backward
-    convolution + batch norm               folded into the weights, where nothing but a prediction is wanted
+    convolution + batch norm               folded into the weights, where nothing but a prediction is wanted; in
+                                           training, mean and variance taken while the outputs are in a cache
 
 A rectifier is ReLU or leaky ReLU, whose derivative can be told from its output. A value that another node reads as
 well, or that is to be kept, stays.
@@ -20,8 +21,7 @@ from pycnn.graph import Graph, Node, Value
 def fuse(graph: Graph, kept: Collection[Value], predicts: bool) -> Graph:
     """The same computation in fewer nodes; `predicts`: by running statistics, and no backward will follow."""
     passes = [_rectifiers_behind_pooling, _into_producers, _batch_norms]
-    if predicts:
-        passes.insert(0, _folded_batch_norms)
+    passes.insert(0, _folded_batch_norms if predicts else _measuring_convolutions)
     for one_pass in passes:
         graph = replace(graph, nodes=one_pass(graph, set(kept) | set(graph.outputs)))
     return graph
@@ -114,3 +114,13 @@ def _folded_batch_norms(graph: Graph, kept: set[Value]) -> list[Node]:
                 gone.append(convolution)
                 changed[node.number] = replace(convolution, output=node.output, norm=node)
     return _without(graph.nodes, gone, changed)
+
+
+def _measuring_convolutions(graph: Graph, kept: set[Value]) -> list[Node]:
+    normalised = {node.inputs[0] for node in graph.nodes if isinstance(node.operator, operators.BatchNorm)}
+    return [
+        replace(node, operator=replace(node.operator, measures=True))
+        if isinstance(node.operator, operators.Conv2D) and node.output in normalised
+        else node
+        for node in graph.nodes
+    ]

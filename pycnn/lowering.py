@@ -51,6 +51,7 @@ class GraphLowering:
         self.b = PlanBuilder()
         self.buffers: dict[Value, Buffer] = {}
         self.contexts: list[Lowering] = []
+        self._moments: dict[Value, calls.Moments] = {}
         self._all_outputs = all_outputs
         self.gradient_names = {p: gradient_name(*first) for p, first in _first_readers(graph).items()}
 
@@ -99,6 +100,7 @@ class GraphLowering:
                     for role in part.parameters
                 },
                 kept=self.options.kept,
+                moments=self._moments,
             )
             self.contexts.append(context)
             self.b.owner = (node.layer.name, "forward")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from pycnn import calls, reference, shapes
-from pycnn.graph import Node, Shape
+from pycnn.graph import Node, Shape, Value
 from pycnn.plan import Buffer, PlanBuilder
 from pycnn.reference import lists
 
@@ -32,6 +32,7 @@ class Lowering:
     output: Buffer | None = None
     gradients: dict[str, Buffer] | None = None  # where the wanted gradients of parameters go
     wanted: Sequence[bool] = ()  # which inputs' gradients are wanted
+    moments: dict[Value, calls.Moments] = field(default_factory=dict)  # of outputs, by the convolutions that take them
     second_dy: Buffer | None = None  # to be added to dy, for an operator that `adds_gradients`
     kept: bool = False  # whether the parameters stay the same from run to run
     later: list[Callable[[], None]] = field(default_factory=list)  # appends calls for after the loss
@@ -100,13 +101,15 @@ def _before_rectifier(c: Lowering, rectifier: "Activation | None", dy: Buffer) -
 
 @dataclass
 class Conv2D(Operator):
-    """2-D convolution; parameters weight (K, C/groups, R, S) and perhaps bias (K,). Fusion may add a rectifier."""
+    """2-D convolution; parameters weight (K, C/groups, R, S) and perhaps bias (K,). Fusion may add a rectifier, and
+    that it measures: takes the moments of its output in training, for a batch norm."""
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     rectifier: "Activation | None" = None
+    measures: bool = False
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -128,6 +131,8 @@ class Conv2D(Operator):
         y = c.new(g.y_shape[1:])
         weight, bias = self._folded(c, g) if c.node.norm else (c.weights["weight"], c.weights.get("bias"))
         options = {"epilogue": _epilogue(self.rectifier), "kept": c.kept}
+        if self.measures and c.training and calls.measures(g):
+            options["moments"] = c.moments[c.node.output] = c.b.arena(g.k), c.b.arena(g.k)
         calls.conv2d(c.b, g, calls.rsck_strides(g), y, c.x[0], weight, bias, **options)
         return y
 
@@ -639,12 +644,15 @@ class BatchNorm(Operator):
 
     def lower(self, c: Lowering) -> Buffer:
         rows, columns = shapes.batch_norm("batch_norm", c.shape(), {})
-        y, mean, rstd, variance = c.new(c.node.output.shape), *(c.b.arena(columns) for _ in range(3))
+        y, rstd = c.new(c.node.output.shape), c.b.arena(columns)
+        measured = c.moments.get(c.node.inputs[0])
+        mean, variance = measured or (c.b.arena(columns), c.b.arena(columns))
         c.saved = rows, columns, mean, rstd
         running = [c.weights["running_mean"], c.weights["running_var"]]
         residual = c.x[1] if len(c.x) > 1 else None
         args = [y, mean, rstd, variance, c.x[0], c.weights["gamma"], c.weights["beta"], *running, residual]
-        calls.batch_norm(c.b, "batch_norm", rows, columns, args, **self._options(c))
+        options = self._options(c) | {"measured": int(measured is not None)}
+        calls.batch_norm(c.b, "batch_norm", rows, columns, args, **options)
         if c.training:
             args = [*running, mean, variance]
             c.later.append(lambda: calls.running_statistics(c.b, columns, self.momentum, args))

@@ -2,7 +2,7 @@
 
 A builder collects calls whose arguments are buffers: places in the arena, or arrays bound from outside
 by name. `finish` gives every arena buffer an offset from the calls that use it first and last, and freezes
-the calls into a C array. A run binds the outside arrays and executes a range of calls in one parallel region.
+the calls into a C array. A run binds the outside arrays and executes a range of calls.
 """
 
 import threading

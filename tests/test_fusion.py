@@ -75,6 +75,16 @@ def test_a_value_to_be_kept_is_not_fused_away():
     assert len(fuse(graph, (graph.nodes[0].output,), False).nodes) == 2
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_convolution_measures_for_the_batch_norm_behind_it(training):
+    """Not one whose kernel cannot, nor one that another layer reads, nor where running statistics are taken."""
+    model = built(conv(), cnn.BatchNorm(), cnn.ReLU(), conv(), cnn.ReLU(), conv(groups=2), cnn.BatchNorm())
+    plan = lowering.layer_plan(model._graph((3, 8, 8)), lowering.Options(2, training=training))
+    forward = plan.kernels[: plan.marks["backward"]]
+    assert [desc.measures for name, desc in forward if "conv2d" in name] == [training, 0, 0]
+    assert [desc.measured for name, desc in forward if name == "batch_norm"] == [training, 0]
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_a_folded_batch_norm_predicts_what_the_layers_do(bias, groups):

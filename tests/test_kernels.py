@@ -322,6 +322,47 @@ def test_batch_norm_over_slices_of_rows(rows, columns, slope):
     assert_close(found["dx"], dx, 2e-5, floor=np.abs(gamma * rstd).max())
 
 
+# Input, filters, kernel and options, one for each way through the engines; which of them run Winograd's algorithm.
+MEASURED = {
+    "planar": ((3, 1, 9, 8), 1, 3, {"padding": 1}),
+    "rows of taps": ((2, 3, 11, 13), VL + 3, 3, {"padding": 1, "stride": 2}),
+    "one pixel": ((1, 20, 1, 1), 5, 1, {}),
+    "panels of one and two vectors": ((3, 20, 7, 9), 5 * VL + 1, 1, {}),
+    "several chunks, stride 2": ((2, 600, 7, 7), VL, 3, {"padding": 1, "stride": 2}),
+    "rows far apart": ((2, 256, 8, 8), 2 * VL, 1, {}),
+    "groups": ((2, 80, 5, 6), 2 * 40, 1, {"groups": 2}),
+    "tiles of images": ((29, 24, 3, 2), VL + 1, 3, {"padding": 1}),
+    "winograd, blocks of patches": ((4, 17, 14, 9), 2 * VL + 3, 3, {"padding": 1}),
+    "winograd, panels of filters": ((1, 40, 6, 6), 5 * VL, 3, {"padding": 1}),
+    "winograd, dilated": ((1, 24, 9, 5), 3, 3, {"padding": 3, "dilation": 3}),
+    "winograd, segments": ((2, 16, 9, 9), 24, 5, {"padding": 2}),
+}
+
+
+@pytest.mark.parametrize("case", MEASURED)
+@pytest.mark.parametrize("slope", [None, 0.25], ids=["plain", "leaky"])
+def test_a_convolution_takes_the_moments_of_its_outputs(case, slope, monkeypatch):
+    x_shape, k, size, options = MEASURED[case]
+    monkeypatch.setattr(calls, "_uses_winograd", lambda *_: case.startswith("winograd"))
+    g = shapes.conv2d("conv2d", x_shape, (k, x_shape[1] // options.get("groups", 1), size, size), **options)
+    x = normal((g.n, g.h, g.w, g.c), "x")
+    w = normal((size, size, g.c // g.groups, k), "w") / np.float32(math.sqrt(size * size * g.c))
+    bias = np.linspace(-40, 40, k, dtype=np.float32)
+
+    def build(b):
+        moments = b.external("mean"), b.external("variance")
+        epilogue = None if slope is None else {"rectifies": 1, "slope": slope}
+        args = [b.external(name) for name in ("y", "x", "w", "bias")]
+        calls.conv2d(b, g, calls.rsck_strides(g), *args, epilogue=epilogue, moments=moments)
+
+    outputs = {"y": (g.n, g.oh, g.ow, k), "mean": (k,), "variance": (k,)}
+    found = run_alone(build, {"x": x, "w": w, "bias": bias}, outputs)
+    assert calls.measures(g)
+    rows = found["y"].reshape(-1, k).astype(np.float64)
+    assert_close(found["mean"], rows.mean(0), 1e-6)
+    assert_close(found["variance"], rows.var(0), 1e-5)
+
+
 def test_running_statistics():
     running = {name: np.full(5, 2, np.float32) for name in ("running_mean", "running_var")}
     batch = {"mean": normal(5), "variance": normal(5) ** 2}

@@ -24,13 +24,12 @@ def run_kernels(x, w, b, dy, padding, dilation, weights):
     arrays = nhwc | {"w": np.ascontiguousarray(w.transpose(order)), "b": b, "y": np.full_like(nhwc["dy"], np.nan)}
     arrays |= {"dx": np.full_like(nhwc["x"], np.nan), "dw": np.full_like(arrays["w"], np.nan)}
     for kernel, names in (
-        ("winograd_conv2d", ("y", "x", "w", "b")),
+        ("winograd_conv2d", ("y", None, None, "x", "w", "b", None)),
         ("winograd_conv2d_backward_data", ("dx", "dy", "w")),
         ("winograd_conv2d_backward_weights", ("dw", "x", "dy")),
     ):
         builder = PlanBuilder()
-        args = [builder.external(name) for name in names]
-        args += [None] if kernel == "winograd_conv2d" else []
+        args = [name and builder.external(name) for name in names]
         builder.call(kernel, args, 1e9, **asdict(g), **strides)
         run_once(builder.finish(), arrays)
     back = (0, 3, 1, 2)

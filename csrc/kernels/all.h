@@ -2,6 +2,7 @@
 #include "vector.h"
 #include "math.h"
 #include "layout.h"
+#include "moments.h"
 #include "tile.h"
 #include "product.h"
 #include "row_taps.h"

@@ -111,33 +111,58 @@ static void pack_conv2d(const void *desc, void *const *args)
 #pragma omp barrier
 }
 
-static int64_t conv2d_workspace(const void *desc, int64_t threads)
+/* The slices of pixels whose moments are taken: the engine's own, as it makes them, or, planar.h, those of y. */
+static int64_t conv2d_slices(const pycnn_conv2d *d)
 {
-    if (is_planar(desc))
-        return planar_workspace(desc, threads);
-    const product p = conv2d_product(desc);
-    return padded_floats(desc) * (int64_t)sizeof(float) + product_workspace(&p, threads);
+    const product p = conv2d_product(d);
+    if (!d->measures)
+        return 0;
+    if (is_planar(d))
+        return matrix_slices(d->n * d->oh * d->ow);
+    return uses_row_taps(d) && fits_row_taps(&p) ? row_tap_blocks(&p) : product_slices(&p);
 }
 
-/* y, x, w, bias or NULL, packed w or NULL */
-static void conv2d(const void *desc, void *const *args)
+static int64_t conv2d_workspace(const void *desc, int64_t threads)
 {
     const pycnn_conv2d *d = desc;
-    if (is_planar(d)) {
-        planar_run(d, args[0], args[1], args[2], args[3], args[5]);
-        return;
-    }
-    product p = conv2d_product(d);
-    float *workspace = args[5];
-    p.out = args[0];
-    p.in = uses_row_taps(d) ? pad_images(d, args[1], workspace) : args[1];
-    p.w = args[2];
-    p.bias = args[3];
-    p.packed = args[4];
+    const int64_t own = moments_floats(conv2d_slices(d), d->k) * (int64_t)sizeof(float);
+    if (is_planar(d))
+        return own + planar_workspace(d, threads);
+    const product p = conv2d_product(d);
+    return own + padded_floats(d) * (int64_t)sizeof(float) + product_workspace(&p, threads);
+}
+
+static void run_product(const pycnn_conv2d *d, product p, const float *x, float *workspace)
+{
+    p.in = uses_row_taps(d) ? pad_images(d, x, workspace) : x;
     if (uses_row_taps(d) && fits_row_taps(&p))
         run_row_taps(&p, workspace + padded_floats(d));
     else
         product_run(&p, workspace + padded_floats(d));
+}
+
+/* y, mean, variance (both of y, or NULL), x, w, bias or NULL, packed w or NULL */
+static void conv2d(const void *desc, void *const *args)
+{
+    const pycnn_conv2d *d = desc;
+    const int64_t slices = conv2d_slices(d);
+    const moments m = moments_at(args[7], slices, d->k);
+    float *y = args[0], *workspace = (float *)args[7] + moments_floats(slices, d->k);
+    if (is_planar(d)) {
+        planar_run(d, y, args[3], args[4], args[5], workspace);
+        if (d->measures)
+            take_moments(&m, y, d->n * d->oh * d->ow);
+    } else {
+        product p = conv2d_product(d);
+        p.out = y;
+        p.w = args[4];
+        p.bias = args[5];
+        p.packed = args[6];
+        p.moments = m;
+        run_product(d, p, args[3], workspace);
+    }
+    if (d->measures)
+        merge_moments(&m, args[1], args[2]);
 }
 
 static product backward_data_product(const pycnn_conv2d *d)

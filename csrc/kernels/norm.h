@@ -1,21 +1,18 @@
 /* Batch normalisation over the rows of a matrix of pixels by channels (Ioffe and Szegedy 2015, algorithm 1).
  *
- *     for each slice of the rows, for each strip of channels: mean, then centred sum of squares          shared
- *     for each channel: merge the slices in double precision                                             shared
- *     for each slice, the last one first, for each row: y = (x - mean) * rstd * gamma + beta             shared
+ *     mean and variance of the batch, where the convolution before has not taken them       moments.h
+ *     for each slice of the rows, the last one first, for each row: y = (x - mean) * rstd * gamma + beta      shared
  *
  * What follows in a network may be done in the same pass: the addition of a residual, then a rectifier. Backward then
  * begins with the gradient of their result, which may come in two parts: the residual's gradient is
  *
  *     dr = (dy + dy2) * (y > 0 ? 1 : slope)
  *
- * The variance is never E[x^2] - E[x]^2, which cancels when the mean is large. A strip of a slice stays in the first
- * cache between its two passes, so memory is read once for the statistics; what was read last may still be in the last
- * cache when the pass over all rows begins with it. The slices depend on shapes alone. */
+ * What was read or made last may still be in the last cache when the pass over all rows begins with it. */
 
-enum { NORM_ROWS = 64, NORM_STRIP = 4, MERGE_CHANNELS = 16 };
+enum { NORM_STRIP = 4 };
 
-static int64_t norm_slices(const pycnn_batch_norm *d) { return MAX(1, d->rows / NORM_ROWS); }
+static int64_t norm_slices(const pycnn_batch_norm *d) { return matrix_slices(d->rows); }
 static int64_t slice_start(const pycnn_batch_norm *d, int64_t slice)
 {
     return part_start(d->rows, slice, norm_slices(d));
@@ -32,74 +29,7 @@ static int64_t batch_norm_workspace(const void *desc, int64_t threads)
 {
     const pycnn_batch_norm *d = desc;
     (void)threads;
-    return 2 * norm_slices(d) * d->columns * (int64_t)sizeof(float);
-}
-
-/* Means and centred sums of squares of n channels, in `vectors` vectors, of some rows. */
-INLINE void strip_moments(const float *x, int64_t rows, int64_t columns, float *means, float *squares, int64_t n,
-                          int vectors)
-{
-    vec mean[NORM_STRIP] = { splat(0) }, square[NORM_STRIP] = { splat(0) };
-    for (int64_t i = 0; i < rows; i++)
-        UNROLL for (int v = 0; v < vectors; v++)
-            mean[v] = mean[v] + load_n(x + i * columns + v * VL, n - v * VL);
-    UNROLL for (int v = 0; v < vectors; v++)
-        mean[v] = mean[v] / (float)rows;
-    for (int64_t i = 0; i < rows; i++)
-        UNROLL for (int v = 0; v < vectors; v++) {
-            const vec centred = load_n(x + i * columns + v * VL, n - v * VL) - mean[v];
-            square[v] = square[v] + centred * centred;
-        }
-    UNROLL for (int v = 0; v < vectors; v++) {
-        store_n(means + v * VL, mean[v], n - v * VL);
-        store_n(squares + v * VL, square[v], n - v * VL);
-    }
-}
-
-static void slice_moments(const pycnn_batch_norm *d, const float *x, float *means, float *squares)
-{
-    const int64_t slices = norm_slices(d), columns = d->columns;
-#pragma omp for schedule(static)
-    for (int64_t slice = 0; slice < slices; slice++) {
-        const int64_t first = slice_start(d, slice), rows = slice_start(d, slice + 1) - first;
-        int64_t c = 0;
-        for (; c + NORM_STRIP * VL <= columns; c += NORM_STRIP * VL)
-            strip_moments(x + first * columns + c, rows, columns, means + slice * columns + c,
-                          squares + slice * columns + c, NORM_STRIP * VL, NORM_STRIP);
-        for (; c < columns; c += VL)
-            strip_moments(x + first * columns + c, rows, columns, means + slice * columns + c,
-                          squares + slice * columns + c, columns - c, 1);
-    }
-}
-
-/* Mean and centred sum of squares of all rows: the slices' own squares, and those of their means' distances from
- * the mean of all. */
-static void merge_moments(const pycnn_batch_norm *d, const float *means, const float *squares, float *mean,
-                          float *rstd, float *variance)
-{
-    const int64_t slices = norm_slices(d);
-#pragma omp for schedule(static)
-    for (int64_t c0 = 0; c0 < d->columns; c0 += MERGE_CHANNELS) {
-        const int64_t n = MIN(MERGE_CHANNELS, d->columns - c0);
-        double centre[MERGE_CHANNELS] = { 0 }, square[MERGE_CHANNELS] = { 0 };
-        for (int64_t slice = 0; slice < slices; slice++) {
-            const double share = (double)(slice_start(d, slice + 1) - slice_start(d, slice)) / (double)d->rows;
-            for (int64_t i = 0; i < n; i++)
-                centre[i] += share * means[slice * d->columns + c0 + i];
-        }
-        for (int64_t slice = 0; slice < slices; slice++) {
-            const double rows = (double)(slice_start(d, slice + 1) - slice_start(d, slice));
-            for (int64_t i = 0; i < n; i++) {
-                const double delta = means[slice * d->columns + c0 + i] - centre[i];
-                square[i] += squares[slice * d->columns + c0 + i] + rows * delta * delta;
-            }
-        }
-        for (int64_t i = 0, c = c0; i < n; i++, c++) {
-            mean[c] = (float)centre[i];
-            variance[c] = (float)(square[i] / (double)d->rows);
-            rstd[c] = (float)(1.0 / sqrt(square[i] / (double)d->rows + d->eps));
-        }
-    }
+    return moments_floats(norm_slices(d), d->columns) * (int64_t)sizeof(float);
 }
 
 /* n channels of one row of outputs; `residual` may be NULL. */
@@ -137,22 +67,22 @@ static void normalise_rows(const pycnn_batch_norm *d, float *y, const float *x, 
 }
 
 /* y, mean, rstd (both kept for backward), variance (of training), x, gamma, beta, running_mean, running_var (both read
- * where it is not training), residual or NULL */
+ * where it is not training), residual or NULL. Mean and variance of what is `measured` are there already. */
 static void batch_norm(const void *desc, void *const *args)
 {
     const pycnn_batch_norm own = *(const pycnn_batch_norm *)desc, *d = &own;
     float *y = args[0], *mean = args[1], *rstd = args[2], *variance = args[3];
     const float *x = args[4], *gamma = args[5], *beta = args[6], *running_mean = args[7], *running_var = args[8];
-    float *means = args[10], *squares = means + norm_slices(d) * d->columns;
-    if (d->training) {
-        slice_moments(d, x, means, squares);
-        merge_moments(d, means, squares, mean, rstd, variance);
-    } else {
+    if (d->training && !d->measured) {
+        const moments m = moments_at(args[10], norm_slices(d), d->columns);
+        take_moments(&m, x, d->rows);
+        merge_moments(&m, mean, variance);
+    }
 #pragma omp for schedule(static)
-        for (int64_t c = 0; c < d->columns; c++) {
+    for (int64_t c = 0; c < d->columns; c++) {
+        if (!d->training)
             mean[c] = running_mean[c];
-            rstd[c] = (float)(1.0 / sqrt((double)running_var[c] + d->eps));
-        }
+        rstd[c] = (float)(1.0 / sqrt((double)(d->training ? variance : running_var)[c] + d->eps));
     }
     normalise_rows(d, y, x, mean, rstd, gamma, beta, args[9]);
 }

@@ -35,6 +35,7 @@ typedef struct {
     const float *bias;
     float alpha, beta;
     pycnn_epilogue epilogue;
+    moments moments;                 /* of the columns, a slice for each block of tiles; or of no slices */
 } product;
 
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, PACK_STRIP = 16, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
@@ -199,12 +200,13 @@ static void pack_weights(const product *p, float *packed)
 }
 
 /* One phase of an axis: outputs first + i * step read position i * in_step + offset[j] under tap tap[j]; the
- * offsets lie between `low` and `high`. */
-typedef struct { int64_t first, step, count, in_step, taps, low, high, *tap, *offset; } phase;
+ * offsets lie between `low` and `high`, and `inside` pairs of an output and a tap do not meet padding. */
+typedef struct { int64_t first, step, count, in_step, taps, low, high, inside, *tap, *offset; } phase;
 
+/* space: room for the lists of taps and offsets; NULL, where they are not wanted. */
 static phase axis_phase(const axis *a, int64_t first, int64_t *space)
 {
-    phase f = { .first = first, .tap = space, .offset = space + a->taps };
+    phase f = { .first = first, .tap = space, .offset = space ? space + a->taps : NULL };
     f.step = a->backward ? a->stride : 1;
     f.in_step = a->backward ? 1 : a->stride;
     f.count = first < a->out ? ceil_div(a->out - first, f.step) : 0;
@@ -215,8 +217,12 @@ static phase axis_phase(const axis *a, int64_t first, int64_t *space)
         const int64_t offset = a->backward ? (first - distance) / a->stride : distance;
         f.low = f.taps ? MIN(f.low, offset) : offset;
         f.high = f.taps ? MAX(f.high, offset) : offset;
-        f.tap[f.taps] = t;
-        f.offset[f.taps++] = offset;
+        f.inside += MAX(0, MIN(f.count, floor_div(a->in - 1 - offset, f.in_step) + 1) - MAX(0, ceil_div(-offset, f.in_step)));
+        if (space) {
+            f.tap[f.taps] = t;
+            f.offset[f.taps] = offset;
+        }
+        f.taps++;
     }
     return f;
 }
@@ -226,7 +232,7 @@ typedef struct {
     const product *p;
     phase v, h;
     int64_t pixels, parts;           /* of the phase; into which the images are cut where tiles go by images, or 0 */
-    int64_t group, all_tiles, first_tile, tiles, first_panel, last_panel;
+    int64_t group, number, all_tiles, first_tile, tiles, first_panel, last_panel;
     const float *packed, *zeros;     /* the group's panels; what stands for padding */
     tile_tap *taps;                  /* of the phase */
     char *tables;                    /* room for the taps and pointers of tiles with padding */
@@ -288,24 +294,27 @@ static int find_pixels(const block *b, place *at, block_tile *tile, int64_t *row
     return all_inside;
 }
 
-/* The share of an axis's taps that do not meet padding, over all outputs of a phase. */
-static float inside_share(const axis *a, const phase *f)
-{
-    int64_t all = 0;
-    for (int64_t t = 0; t < f->taps; t++) {
-        const int64_t first = MAX(0, ceil_div(-f->offset[t], f->in_step));
-        const int64_t end = MIN(f->count, floor_div(a->in - 1 - f->offset[t], f->in_step) + 1);
-        all += MAX(0, end - first);
-    }
-    return (float)all / (float)MAX(1, f->count * f->taps);
-}
-
 /* Where much of what taps meet is padding, a tile holds the same pixel of several images: a tap is padding for all of
  * them, and left out, or for none. */
 static int64_t image_parts(const product *p, const phase *v, const phase *h)
 {
-    const int padded = inside_share(&p->v, v) * inside_share(&p->h, h) < 0.85f;
+    const float pairs = (float)MAX(1, v->count * v->taps) * (float)MAX(1, h->count * h->taps);
+    const int padded = (float)v->inside * (float)h->inside < 0.85f * pairs;
     return padded && 2 * p->images > TILE_ROWS ? ceil_div(p->images, TILE_ROWS) : 0;
+}
+
+/* The tiles of a phase. */
+static int64_t count_tiles(const product *p, const phase *v, const phase *h)
+{
+    const int64_t parts = image_parts(p, v, h), pixels = v->count * h->count;
+    return parts > 0 ? pixels * parts : ceil_div(p->images * pixels, TILE_ROWS);
+}
+
+/* The blocks of pixels whose moments are taken: those of any number of threads. */
+static int64_t product_slices(const product *p)
+{
+    const phase v = axis_phase(&p->v, 0, NULL), h = axis_phase(&p->h, 0, NULL);
+    return ceil_div(count_tiles(p, &v, &h), block_tiles(p));
 }
 
 /* Finds the pixel of tile number t, its taps that do not meet padding, and the images that the tile has of it. Tiles of
@@ -455,6 +464,18 @@ static void run_panel(const block *b, const block_tile *tiles, int copies, int64
     }
 }
 
+INLINE void measure_tiles(const block *b, const block_tile *tiles, int64_t panel, const int vectors)
+{
+    const product *p = b->p;
+    const int64_t first = panel * PANEL, channels = p->columns - first;
+    moment_sums s = sums_from(tiles[0].y[0] + first, channels, vectors);
+    int64_t pixels = 0;
+    for (int64_t t = 0; t < b->tiles; pixels += tiles[t++].rows)
+        for (int64_t i = 0; i < tiles[t].rows; i++)
+            add_pixel(&s, tiles[t].y[i] + first, channels, vectors);
+    keep_sums(&p->moments, b->number, b->group * p->columns + first, &s, pixels, channels, vectors);
+}
+
 static void run_block(const block *b)
 {
     const product *p = b->p;
@@ -466,8 +487,11 @@ static void run_block(const block *b)
         const int64_t len = MIN(chunk, p->len - l0);
         for (int64_t t = 0; copies && t < b->tiles; t++)
             copy_tile(b, &tiles[t], t, l0, l0 + len, &copied[t]);
-        for (int64_t panel = b->first_panel; panel < b->last_panel; panel++)
+        for (int64_t panel = b->first_panel; panel < b->last_panel; panel++) {
             run_panel(b, copies ? copied : tiles, copies, panel, l0, len);
+            if (p->moments.slices > 0 && l0 + len == p->len)
+                BY_VECTORS(panel_vectors(p->columns, panel), measure_tiles, b, tiles, panel);
+        }
     }
 }
 
@@ -477,11 +501,12 @@ static void run_phase(block b, const float *packed)
     const product *p = b.p;
     b.pixels = p->images * b.v.count * b.h.count;
     b.parts = image_parts(p, &b.v, &b.h);
-    b.all_tiles = b.parts > 0 ? b.v.count * b.h.count * b.parts : ceil_div(b.pixels, TILE_ROWS);
+    b.all_tiles = count_tiles(p, &b.v, &b.h);
     if (b.pixels == 0)
         return;
     const int64_t all = panels(p->columns), tasks = TASKS_A_THREAD * omp_get_num_threads();
-    const int64_t blocks = MIN(b.all_tiles, MAX(ceil_div(b.all_tiles, block_tiles(p)), ceil_div(tasks, all * p->groups)));
+    const int64_t least = p->moments.slices > 0 ? 1 : ceil_div(tasks, all * p->groups);
+    const int64_t blocks = MIN(b.all_tiles, MAX(ceil_div(b.all_tiles, block_tiles(p)), least));
     const int64_t wanted = ceil_div(tasks, blocks * p->groups);
     const int64_t taps = product_taps(p), panel_floats = taps * p->len * PANEL;
     const int64_t most = copies_rows(p) ? all : MAX(1, GROUP_FLOATS / (taps * MIN(chunk_length(taps), p->len) * PANEL));
@@ -493,6 +518,7 @@ static void run_phase(block b, const float *packed)
     for (int64_t task = 0; task < all_tasks; task++) {
         const int64_t part = task % panel_groups, place = task / panel_groups % blocks;
         b.group = task / panel_groups / blocks;
+        b.number = place;
         b.first_panel = part_start(all, part, panel_groups);
         b.last_panel = part_start(all, part + 1, panel_groups);
         b.first_tile = part_start(b.all_tiles, place, blocks);

@@ -68,7 +68,16 @@ static void find_windows(const product *p, int64_t first, int64_t n, const float
     }
 }
 
-static void run_windows(const product *p, const float *packed, int64_t first, int64_t pixels)
+INLINE void measure_pixels(const product *p, const float *y, int64_t slice, int64_t pixels, int64_t panel, const int vectors)
+{
+    const int64_t first = panel * PANEL, channels = p->columns - first;
+    moment_sums s = sums_from(y, channels, vectors);
+    for (int64_t i = 0; i < pixels; i++)
+        add_pixel(&s, y + i * p->out_pixel, channels, vectors);
+    keep_sums(&p->moments, slice, first, &s, pixels, channels, vectors);
+}
+
+static void run_windows(const product *p, const float *packed, int64_t block, int64_t first, int64_t pixels)
 {
     const float *windows[WINDOW_TILES * TILE_ROWS];
     const int64_t tiles = ceil_div(pixels, TILE_ROWS), all = panels(p->columns);
@@ -76,19 +85,27 @@ static void run_windows(const product *p, const float *packed, int64_t first, in
                      .out_pixel = p->out_pixel, .epilogue = p->epilogue };
     find_windows(p, first, pixels, windows);
     for (int64_t panel = 0; panel < all; panel++) {
+        const int vectors = panel_vectors(p->columns, panel);
+        float *y = p->out + first * p->out_pixel + panel * PANEL;
         s.columns = MIN(PANEL, p->columns - panel * PANEL);
         s.bias = p->bias ? p->bias + panel * PANEL : NULL;
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t start = part_start(pixels, t, tiles), rows = part_start(pixels, t + 1, tiles) - start;
-            window_functions[panel_vectors(p->columns, panel) - 1][rows - 1](
-                &s, windows + start, packed + panel_offset(p, 0, panel),
-                p->out + (first + start) * p->out_pixel + panel * PANEL);
+            window_functions[vectors - 1][rows - 1](&s, windows + start, packed + panel_offset(p, 0, panel),
+                                                    y + start * p->out_pixel);
         }
+        if (p->moments.slices > 0)
+            BY_VECTORS(vectors, measure_pixels, p, y, block, pixels, panel);
     }
 }
 
 /* Whether one running sum may take all terms. */
 static int fits_row_taps(const product *p) { return p->len <= chunk_length(p->v.taps); }
+
+static int64_t row_tap_blocks(const product *p)
+{
+    return ceil_div(p->images * p->v.out * p->h.out, WINDOW_TILES * TILE_ROWS);
+}
 
 static void run_row_taps(const product *p, float *workspace)
 {
@@ -96,12 +113,12 @@ static void run_row_taps(const product *p, float *workspace)
         pack_weights(p, workspace);
 #pragma omp barrier
     }
-    const int64_t pixels = p->images * p->v.out * p->h.out, blocks = ceil_div(pixels, WINDOW_TILES * TILE_ROWS);
+    const int64_t pixels = p->images * p->v.out * p->h.out, blocks = row_tap_blocks(p);
     const int64_t work = WINDOW_TILES * TILE_ROWS * p->v.taps * p->len * p->columns;
     const int64_t at_once = MAX(1, MIN(TASK_WORK / work, blocks / (TASKS_A_THREAD * omp_get_num_threads())));
 #pragma omp for schedule(dynamic, at_once)
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t first = part_start(pixels, block, blocks);
-        run_windows(p, p->prepacked ? p->packed : workspace, first, part_start(pixels, block + 1, blocks) - first);
+        run_windows(p, p->prepacked ? p->packed : workspace, block, first, part_start(pixels, block + 1, blocks) - first);
     }
 }

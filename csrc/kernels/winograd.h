@@ -84,6 +84,7 @@ typedef struct {
     int64_t prepacked;                       /* whether u comes as pack_winograd leaves it */
     const float *packed;
     pycnn_epilogue epilogue;
+    moments moments;                         /* of the columns, a slice for each part of the patches; or of no slices */
 } winograd;
 
 static winograd cut(winograd p, const pycnn_conv2d *d)
@@ -364,23 +365,59 @@ INLINE void transform_outputs(const float *m, int64_t step, vec bias, pycnn_epil
     }
 }
 
+/* Where a patch's outputs lie, of one panel. */
+typedef struct { int64_t rows, columns, row_step, pixel_step; float *out; } patch_outputs;
+
+static patch_outputs find_outputs(const winograd *p, int64_t patch, float *out)
+{
+    const patch_place at = find_patch(p, patch);
+    patch_outputs o = { .row_step = p->apart_h * p->out_w * p->columns, .pixel_step = p->apart_w * p->columns };
+    if (at.row >= p->out_h || at.column >= p->out_w) /* of a phase with fewer pixels than others */
+        return o;
+    o.rows = MIN(PATCH, ceil_div(p->out_h - at.row, p->apart_h));
+    o.columns = MIN(PATCH, ceil_div(p->out_w - at.column, p->apart_w));
+    o.out = out + ((at.n * p->out_h + at.row) * p->out_w + at.column) * p->columns;
+    return o;
+}
+
 static void store_patches(const winograd *p, const patch_range *r, int64_t panel, const float *m, float *out,
                           const float *bias)
 {
-    const int64_t width = panel_width(p->columns, panel);
-    const int64_t row_step = p->apart_h * p->out_w * p->columns, pixel_step = p->apart_w * p->columns;
+    const int64_t width = panel_width(p->columns, panel), first = panel * PANEL;
     for (int64_t i = 0; i < r->patches; i++) {
-        const patch_place at = find_patch(p, r->first + i);
-        if (at.row >= p->out_h || at.column >= p->out_w) /* of a phase with fewer pixels than others */
-            continue;
-        const int64_t rows = ceil_div(p->out_h - at.row, p->apart_h), columns = ceil_div(p->out_w - at.column, p->apart_w);
-        float *corner = out + ((at.n * p->out_h + at.row) * p->out_w + at.column) * p->columns;
-        for (int64_t j = 0; j < width; j += VL) {
-            const int64_t column = panel * PANEL + j, n = p->columns - column;
-            transform_outputs(m + i * width + j, place_step(r->patches * PANEL), bias ? load_n(bias + column, n) : splat(0),
-                              p->epilogue, corner + column, row_step, pixel_step, rows, columns, n);
+        const patch_outputs o = find_outputs(p, r->first + i, out + first);
+        for (int64_t j = 0; j < width && o.rows > 0; j += VL) {
+            const int64_t n = p->columns - first - j;
+            transform_outputs(m + i * width + j, place_step(r->patches * PANEL), bias ? load_n(bias + first + j, n) : splat(0),
+                              p->epilogue, o.out + j, o.row_step, o.pixel_step, o.rows, o.columns, n);
         }
     }
+}
+
+INLINE void measure_patches(const winograd *p, const patch_range *r, int64_t part, int64_t panel, float *out, const int vectors)
+{
+    const int64_t first = panel * PANEL, channels = p->columns - first;
+    moment_sums s = { 0 };
+    int64_t pixels = 0;
+    for (int64_t i = 0; i < r->patches; i++) {
+        const patch_outputs o = find_outputs(p, r->first + i, out + first);
+        if (pixels == 0 && o.rows > 0)
+            s = sums_from(o.out, channels, vectors);
+        for (int64_t v = 0; v < o.rows; v++)
+            for (int64_t h = 0; h < o.columns; h++)
+                add_pixel(&s, o.out + v * o.row_step + h * o.pixel_step, channels, vectors);
+        pixels += o.rows * o.columns;
+    }
+    keep_sums(&p->moments, part, first, &s, pixels, channels, vectors);
+}
+
+/* What becomes of the products of a part of the patches. */
+static void finish_patches(const winograd *p, const patch_range *r, int64_t part, int64_t panel, const float *m, float *out,
+                           const float *bias)
+{
+    store_patches(p, r, panel, m, out, bias);
+    if (p->moments.slices > 0)
+        BY_VECTORS(panel_vectors(p->columns, panel), measure_patches, p, r, part, panel, out);
 }
 
 /* ---- the two loop nests */
@@ -442,7 +479,7 @@ static void winograd_blocks(const winograd *p, const winograd_space *s, float *o
                 transform_patch(p, in, zeros, &r, g, row, v);
         for (int64_t panel = 0; panel < all; panel++) {
             multiply_places(p, &r, panel, 0, len, v, u + PLACES * panel * u_step, u_step, m);
-            store_patches(p, &r, panel, m, out, bias);
+            finish_patches(p, &r, block, panel, m, out, bias);
         }
     }
 }
@@ -469,7 +506,7 @@ static void winograd_panels(const winograd *p, const winograd_space *s, float *o
             transform_filters(p, w, panel, l0, l1, u, u_step);
             multiply_places(p, &r, panel, l0, l1, v + part * v_part, u, u_step, m);
         }
-        store_patches(p, &r, panel, m, out, bias);
+        finish_patches(p, &r, part, panel, m, out, bias);
     }
 }
 
@@ -504,18 +541,31 @@ static void pack_winograd_conv2d(const void *desc, void *const *args)
     pack_winograd(&p, args[0], args[1]);
 }
 
-static int64_t winograd_conv2d_workspace(const void *desc, int64_t threads)
+static int64_t winograd_slices(const pycnn_conv2d *d)
 {
-    const winograd p = winograd_forward(desc);
-    return winograd_floats(&p, threads) * (int64_t)sizeof(float);
+    const winograd p = winograd_forward(d);
+    return d->measures ? winograd_layout(&p).parts : 0;
 }
 
-/* y, x, w, bias or NULL, u or NULL */
+static int64_t winograd_conv2d_workspace(const void *desc, int64_t threads)
+{
+    const pycnn_conv2d *d = desc;
+    const winograd p = winograd_forward(d);
+    return (moments_floats(winograd_slices(d), d->k) + winograd_floats(&p, threads)) * (int64_t)sizeof(float);
+}
+
+/* y, mean, variance (both of y, or NULL), x, w, bias or NULL, u or NULL */
 static void winograd_conv2d(const void *desc, void *const *args)
 {
-    winograd p = winograd_forward(desc);
-    p.packed = args[4];
-    run_winograd(&p, args[0], args[1], args[2], args[3], args[5]);
+    const pycnn_conv2d *d = desc;
+    const int64_t slices = winograd_slices(d);
+    float *workspace = args[7];
+    winograd p = winograd_forward(d);
+    p.packed = args[6];
+    p.moments = moments_at(workspace, slices, d->k);
+    run_winograd(&p, args[0], args[3], args[4], args[5], workspace + moments_floats(slices, d->k));
+    if (d->measures)
+        merge_moments(&p.moments, args[1], args[2]);
 }
 
 static int64_t winograd_conv2d_backward_data_workspace(const void *desc, int64_t threads)
