@@ -25,7 +25,7 @@ typedef struct {
 } outer;
 
 enum { MIN_CHUNK = 128, MAX_CHUNK = 8192 / PANEL, CHUNK_FLOATS = 49152, WIDE_PIXEL = 256, AHEAD_SHIFT = 2 };
-enum { SLICE_CHUNKS = 2, MAX_SLICES = 16, WANTED_TASKS = 8, PART_ROWS = 128 };
+enum { SLICE_CHUNKS = 2, MAX_SLICES = 16, WANTED_TASKS = 8, PART_ROWS = 128, SUM_STRIP = 16 };
 
 /* out[i][j] = or += sum over images, over rows of n pixels: x[pixel][i] * dy[pixel][j] */
 typedef struct {
@@ -379,24 +379,54 @@ static void add_chunk(outer_share *s, int64_t chunk)
             add_box(s, r, j);
 }
 
+INLINE vec partial_sum(const outer_cut *c, const float *from)
+{
+    vec sum = load(from);
+    for (int64_t z = 1; z < c->slices; z++)
+        sum = sum + load(from + z * c->partial);
+    return sum;
+}
+
+/* Some l of a group, to weights whose columns lie next to each other. */
+static void finish_rows(const outer *p, const outer_cut *c, const float *partials, int64_t l0, int64_t l1, float *dw)
+{
+    for (int64_t tap = 0; tap < c->taps; tap++)
+        for (int64_t l = l0; l < l1; l++) {
+            const float *from = partials + (tap * p->len + l) * c->row;
+            float *to = dw + tap * p->w_tap + l / p->inner * p->w_outer + l % p->inner * p->w_inner;
+            for (int64_t j = 0; j < p->columns; j += VL)
+                store_n(to + j, partial_sum(c, from + j), p->columns - j);
+        }
+}
+
+/* Likewise to columns that lie apart: a vector of them at a time, so that their taps and l meet in a cache. */
+static void finish_columns(const outer *p, const outer_cut *c, const float *partials, int64_t l0, int64_t l1, float *dw)
+{
+    const int adjacent = p->w_inner == 1 && p->inner >= p->len;
+    for (int64_t j = 0; j < p->columns; j += VL)
+        for (int64_t tap = 0; tap < c->taps; tap++) {
+            const int64_t n = MIN(VL, p->columns - j);
+            float sums[SUM_STRIP * VL], *to = dw + tap * p->w_tap + j * p->w_column;
+            for (int64_t l = l0; l < l1; l++)
+                store(sums + (l - l0) * VL, partial_sum(c, partials + (tap * p->len + l) * c->row + j));
+            if (adjacent) {
+                transpose_matrix(sums, VL, to + l0, p->w_column, l1 - l0, n);
+                continue;
+            }
+            for (int64_t l = l0; l < l1; l++)
+                for (int64_t k = 0; k < n; k++)
+                    to[l / p->inner * p->w_outer + l % p->inner * p->w_inner + k * p->w_column] = sums[(l - l0) * VL + k];
+        }
+}
+
 static void sum_partials(const outer *p, const outer_cut *c, const float *partials)
 {
+    const int64_t strips = ceil_div(p->len, SUM_STRIP);
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < p->groups * c->taps * p->len; row++) {
-        const int64_t l = row % p->len, tap = row / p->len % c->taps, group = row / p->len / c->taps;
-        const float *from = partials + row * c->row;
-        float *to = p->dw + group * p->w_group + tap * p->w_tap + l / p->inner * p->w_outer + l % p->inner * p->w_inner;
-        for (int64_t j = 0; j < p->columns; j += VL) {
-            const int64_t n = MIN(VL, p->columns - j);
-            vec sum = load(from + j);
-            for (int64_t z = 1; z < c->slices; z++)
-                sum = sum + load(from + z * c->partial + j);
-            if (p->w_column == 1)
-                store_n(to + j, sum, n);
-            else
-                for (int64_t k = 0; k < n; k++)
-                    to[(j + k) * p->w_column] = sum[k];
-        }
+    for (int64_t task = 0; task < p->groups * strips; task++) {
+        const int64_t group = task / strips, l0 = task % strips * SUM_STRIP, l1 = MIN(p->len, l0 + SUM_STRIP);
+        (p->w_column == 1 ? finish_rows : finish_columns)(p, c, partials + group * c->taps * p->len * c->row, l0,
+                                                           l1, p->dw + group * p->w_group);
     }
 }
 

@@ -52,7 +52,7 @@ INLINE int64_t product_taps(const product *p) { return p->v.taps * p->h.taps; }
  * that those of a tall tile drive each other out. */
 INLINE int copies_rows(const product *p)
 {
-    return product_taps(p) == 1 && (p->in_channel != 1 || (TILE_ROWS > 8 && p->in_pixel % 256 == 0));
+    return product_taps(p) == 1 && (p->in_channel != 1 || p->in_pixel * p->h.stride % (TILE_ROWS > 8 ? 256 : 2048) == 0);
 }
 INLINE int64_t block_tiles(const product *p)
 {
@@ -479,11 +479,11 @@ INLINE void measure_tiles(const block *b, const block_tile *tiles, int64_t panel
 static void run_block(const block *b)
 {
     const product *p = b->p;
-    const int64_t chunk = chunk_length(product_taps(p));
+    const int64_t chunk = chunk_length(product_taps(p)), all = b->v.taps * b->h.taps > 0 ? p->len : 1;
     const int copies = copies_rows(p);
     block_tile tiles[COPIED_TILES], copied[COPIED_TILES];
     find_tiles(b, tiles);
-    for (int64_t l0 = 0; l0 < p->len; l0 += chunk) {
+    for (int64_t l0 = 0; l0 < all; l0 += chunk) {
         const int64_t len = MIN(chunk, p->len - l0);
         for (int64_t t = 0; copies && t < b->tiles; t++)
             copy_tile(b, &tiles[t], t, l0, l0 + len, &copied[t]);
