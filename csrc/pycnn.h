@@ -33,6 +33,7 @@ typedef struct {
     int64_t w_tap, w_c, w_k;
     int64_t prepacked;   /* whether the weights come as the pack_ kernel of the same name has left them */
     int64_t measures;    /* whether mean and variance of each filter's outputs are wanted */
+    int64_t planes;      /* whether what it makes, y or dx, goes to contiguous planes (N, C, H, W) */
     pycnn_epilogue epilogue;
 } pycnn_conv2d;
 

@@ -118,21 +118,23 @@ def conv2d(
     epilogue: Epilogue | None = None,
     kept: bool = False,
     moments: Moments | None = None,
+    planes: bool = False,
 ) -> None:
     """kept: the weights stay the same from run to run, so that they are packed only once; moments: where those of each
-    filter's outputs go, of a convolution that `measures` them."""
+    filter's outputs go; planes: y is contiguous, in (N, K, OH, OW) order. A convolution in groups `stores_pixels`
+    only, and takes neither."""
     is_winograd = _uses_winograd(g, WINOGRAD, g.oh, g.ow, g.c, g.k)
     kernel = _path(g, is_winograd, "winograd_conv2d", "grouped_conv2d", "conv2d")
     # With fewer patches than filters, winograd.h transforms the weights where it uses them.
     kept = kept and (not is_winograd or _patches(g, g.oh, g.ow) >= g.k)
     outputs = [y] if _is_grouped(g) else [y, *(moments or (None, None))]
-    desc = asdict(g) | strides | {"measures": int(moments is not None)}
+    desc = asdict(g) | strides | {"measures": int(moments is not None), "planes": int(planes)}
     _with_weights(b, kernel, [*outputs, x, w, bias], w, _conv_work(g), epilogue, kept, desc)
 
 
-def measures(g: shapes.Conv2D) -> bool:
-    """Whether `conv2d` can take moments as it goes."""
-    return not _is_grouped(g)
+def stores_pixels(g: shapes.Conv2D) -> bool:
+    """Whether the kernels do nothing with their outputs but store them in channels-last order."""
+    return _is_grouped(g)
 
 
 def _with_weights(
@@ -154,12 +156,15 @@ def _with_weights(
     b.call(kernel, args, work, **desc)
 
 
-def conv2d_backward_data(b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dy: Buffer, w: Buffer) -> None:
+def conv2d_backward_data(
+    b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dy: Buffer, w: Buffer, *, planes: bool = False
+) -> None:
+    """planes: dx is contiguous, as y of `conv2d`."""
     is_winograd = _uses_winograd(g, WINOGRAD, g.h, g.w, g.k, g.c)
     kernel = _path(
         g, is_winograd, "winograd_conv2d_backward_data", "grouped_conv2d_backward_data", "conv2d_backward_data"
     )
-    b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides)
+    b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides, planes=int(planes))
 
 
 def conv2d_backward_weights(
@@ -182,8 +187,8 @@ def conv_transpose2d(
         b.call("add_bias", [y, bias], ELEMENT_WORK * rows * g.c, rows=rows, columns=g.c)
 
 
-# From this many pixels on, the last vectors of a plane, which are not full, cost little.
-PLANE_PIXELS = 32
+# From this many pixels on, the last vectors of a plane, which are not full, cost less than bringing x to pixels.
+PLANE_PIXELS = 256
 
 
 def _planes_path(g: shapes.Conv2D, depthwise: str, pointwise: str) -> str | None:

@@ -131,7 +131,7 @@ class Conv2D(Operator):
         y = c.new(g.y_shape[1:])
         weight, bias = self._folded(c, g) if c.node.norm else (c.weights["weight"], c.weights.get("bias"))
         options = {"epilogue": _epilogue(self.rectifier), "kept": c.kept}
-        if self.measures and c.training and calls.measures(g):
+        if self.measures and c.training and not calls.stores_pixels(g):
             options["moments"] = c.moments[c.node.output] = c.b.arena(g.k), c.b.arena(g.k)
         calls.conv2d(c.b, g, calls.rsck_strides(g), y, c.x[0], weight, bias, **options)
         return y

@@ -86,8 +86,8 @@ def _conv2d_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool, bias: bool) -> No
     if not last and calls.planes_conv2d(b, g, strides, b.external("y"), b.external("x"), w, shift):
         return
     x = _load(b, "x", g.x_shape, last)
-    y, finish = _stored(b, "y", g.y_shape, last)
-    calls.conv2d(b, g, strides, y, x, w, shift)
+    y, finish = _stored(b, "y", g.y_shape, last or not calls.stores_pixels(g))
+    calls.conv2d(b, g, strides, y, x, w, shift, planes=not last and not calls.stores_pixels(g))
     finish()
 
 
@@ -121,8 +121,8 @@ def _conv2d_backward_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool) -> None:
     if not last and calls.planes_conv2d_backward(b, g, strides, *outside):
         return
     x, dy = _load(b, "x", g.x_shape, last), _load(b, "dy", g.y_shape, last)
-    dx, finish = _stored(b, "dx", g.x_shape, last)
-    calls.conv2d_backward_data(b, g, strides, dx, dy, b.external("w"))
+    dx, finish = _stored(b, "dx", g.x_shape, last or not calls.stores_pixels(g))
+    calls.conv2d_backward_data(b, g, strides, dx, dy, b.external("w"), planes=not last and not calls.stores_pixels(g))
     finish()
     calls.conv2d_backward_weights(b, g, strides, b.external("dw"), x, dy)
     calls.column_sums(b, g.n * g.oh * g.ow, g.k, b.external("db"), dy)

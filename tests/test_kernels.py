@@ -357,10 +357,54 @@ def test_a_convolution_takes_the_moments_of_its_outputs(case, slope, monkeypatch
 
     outputs = {"y": (g.n, g.oh, g.ow, k), "mean": (k,), "variance": (k,)}
     found = run_alone(build, {"x": x, "w": w, "bias": bias}, outputs)
-    assert calls.measures(g)
     rows = found["y"].reshape(-1, k).astype(np.float64)
     assert_close(found["mean"], rows.mean(0), 1e-6)
     assert_close(found["variance"], rows.var(0), 1e-5)
+
+
+# The ways through the engines that store planes; "group" is a product's, grouped.h stores pixels only.
+IN_PLANES = {
+    "planar": ((3, 1, 9, 8), 2, 3, {"padding": 1}),
+    "rows of taps": ((2, 3, 11, 13), 2 * VL + 3, 3, {"padding": 1}),
+    "few channels": ((2, 3, 11, 13), VL + 3, 5, {"padding": 2, "dilation": (1, 2)}),
+    "one pixel": ((2, 20, 1, 1), 5, 1, {}),
+    "panels of one and two vectors": ((3, 20, 7, 9), 5 * VL + 1, 1, {}),
+    "several chunks, stride 2": ((2, 600, 7, 7), VL, 3, {"padding": 1, "stride": 2}),
+    "several groups of panels": ((2, 520, 5, 5), 11 * 2 * VL, 1, {}),
+    "rows far apart": ((2, 2048, 3, 3), 20 * 2 * VL, 1, {}),
+    "groups": ((2, 80, 5, 6), 2 * 40, 1, {"groups": 2}),
+    "images of padding": ((29, 24, 3, 2), VL + 1, 3, {"padding": 1}),
+    "winograd, blocks of patches": ((4, 17, 14, 9), 2 * VL + 3, 3, {"padding": 1}),
+    "winograd, panels of filters": ((1, 40, 8, 8), 5 * VL, 3, {"padding": 1}),
+    "winograd, dilated": ((1, 24, 9, 5), 3, 3, {"padding": 3, "dilation": 3}),
+}
+
+
+@pytest.mark.parametrize("case", IN_PLANES)
+def test_a_convolution_stores_planes(case, monkeypatch):
+    """The same sums as pixels, which a tile that leaves padding out takes in another order, and for which Winograd's
+    transforms, compiled once more, may fuse other multiplications and additions."""
+    x_shape, k, size, options = IN_PLANES[case]
+    monkeypatch.setattr(calls, "_uses_winograd", lambda *_: case.startswith("winograd"))
+    g = shapes.conv2d("conv2d", x_shape, (k, x_shape[1] // options.get("groups", 1), size, size), **options)
+    inputs = {"x": normal((g.n, g.h, g.w, g.c), "x"), "dy": normal((g.n, g.oh, g.ow, k), "dy"), "b": normal(k, "b")}
+    inputs["w"] = normal((k, g.c // g.groups, size, size), "w")
+
+    def build(b):
+        x, dy, w, bias = (b.external(name) for name in ("x", "dy", "w", "b"))
+        for planes in (False, True):
+            y, dx = b.external(f"y{planes:d}"), b.external(f"dx{planes:d}")
+            calls.conv2d(b, g, calls.kcrs_strides(g), y, x, w, bias, planes=planes)
+            calls.conv2d_backward_data(b, g, calls.kcrs_strides(g), dx, dy, w, planes=planes)
+
+    pixels = {"y0": (g.n, g.oh, g.ow, k), "dx0": (g.n, g.h, g.w, g.c)}
+    found = run_alone(build, inputs, pixels | {"y1": g.y_shape, "dx1": g.x_shape})
+    for name in ("y", "dx"):
+        planes, expected = found[f"{name}1"], found[f"{name}0"].transpose(0, 3, 1, 2)
+        if case == "images of padding" or case.startswith("winograd"):
+            assert_close(planes, expected, 2e-6, floor=1)
+        else:
+            np.testing.assert_array_equal(planes, expected)
 
 
 def test_running_statistics():

@@ -136,9 +136,10 @@ def compare_conv2d(x, w, b, dy, options, expected):
         gradients = ops.conv2d_backward(layout(dy), layout(x), w, **options)
         assert_layout(y, layout(x))
         assert_layout(gradients[0], layout(x))
-        for actual, wanted in zip((y, *gradients), expected, strict=True):
+        of_pixels = math.sqrt(max(1, dy.size // dy.shape[1]))  # terms in a gradient of the filters
+        for actual, wanted, floor in zip((y, *gradients), expected, (1, 1, of_pixels, of_pixels), strict=True):
             # Outputs are sums of products near 1; where there is but one of them, it may happen to cancel.
-            assert_close(actual, wanted, floor=1)
+            assert_close(actual, wanted, floor=floor)
 
 
 @pytest.mark.parametrize("filters", [1, VL - 1, VL, VL + 1, 2 * VL - 1, 2 * VL, 2 * VL + 1, 3 * VL])
@@ -461,11 +462,22 @@ def test_conv2d_depthwise_bands(x_shape, kernel, options):
 
 
 @pytest.mark.parametrize(
-    "plane", [(1, 32), (5, 7), (1, 6 * VL - 1), (1, 6 * VL), (6, VL + 1), (1, 8 * VL + 1), (31, 33)]
+    "plane",
+    [
+        (1, 255),
+        (1, 256),
+        (5, 53),
+        (1, 256 + 6 * VL - 1),
+        (1, 256 + 6 * VL),
+        (64, VL + 1),
+        (1, 256 + 8 * VL + 1),
+        (31, 33),
+    ],
 )
 @pytest.mark.parametrize(("channels", "filters"), [(1, 1), (1, 5), (3, 17), (17, 3), (VL, 2 * VL), (2 * VL + 1, 23)])
 def test_conv2d_pointwise(channels, filters, plane):
-    """Contiguous planes: panels that are full, of one vector and part of one; blocks and chunks of pixels."""
+    """Contiguous planes: panels that are full, of one vector and part of one; blocks and chunks of pixels; and planes
+    so small that they go another way."""
     check_conv2d((3, channels, *plane), (filters, channels, 1, 1))
 
 
@@ -473,12 +485,12 @@ def test_conv2d_pointwise(channels, filters, plane):
     ("n", "channels", "filters", "plane"),
     [
         # Sums in one, two and three chunks, forward and backward; many tiles of filters.
-        (1, 256, 7, (4, 9)),
-        (2, 257, 5, (4, 9)),
-        (1, 6, 520, (5, 8)),
+        (1, 256, 7, (16, 18)),
+        (2, 257, 5, (16, 18)),
+        (1, 6, 520, (13, 20)),
         # More chunks of pixels and images than slices, for few weights and many.
-        (11, 4, 3, (5, 8)),
-        (5, 260, 270, (5, 8)),
+        (11, 4, 3, (13, 20)),
+        (5, 260, 270, (13, 20)),
         (3, 2, 3, (40, 70)),
     ],
 )

@@ -37,6 +37,9 @@ static inline void store_lanes(float *p, __m256 v, int64_t n)
         *(any_float *)p = part[0];
 }
 
+#define LOAD_PAIR(low, high)                                                                                  \
+    ((eight)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1))
+
 #include "../kernels/all.h"
 
 #if defined(__clang__)

@@ -69,7 +69,7 @@ static product conv2d_product(const pycnn_conv2d *d)
         .v = vertical(d), .h = horizontal(d), .in_pixel = d->c, .in_channel = 1, .out_pixel = d->k,
         .w_tap = d->w_tap, .inner = d->c / d->groups, .w_inner = d->w_c, .w_column = d->w_k,
         .w_group = d->k / d->groups * d->w_k, .alpha = 1,
-        .prepacked = d->prepacked, .epilogue = d->epilogue,
+        .prepacked = d->prepacked, .epilogue = d->epilogue, .planes = d->planes,
     };
     if (uses_row_taps(d)) {
         take_row_taps(d, &p.v, &p.h);
@@ -78,6 +78,17 @@ static product conv2d_product(const pycnn_conv2d *d)
         p.w_tap = d->s * d->w_tap;
     }
     return p;
+}
+
+/* Engines that make pixels only leave them in a workspace, and they are brought to planes as a whole. */
+static int64_t pixels_floats(int64_t wanted, int64_t n, int64_t pixels, int64_t channels)
+{
+    return wanted ? line_floats(n * pixels * channels) : 0;
+}
+static void order_in_planes(const float *from, float *to, int64_t n, int64_t pixels, int64_t channels)
+{
+    const pycnn_transpose d = { .n = n, .rows = pixels, .columns = channels };
+    transpose(&d, (void *[]){ to, (void *)(uintptr_t)from });
 }
 
 /* Forward that would leave lanes of a vector of filters empty, or that has so few channels that what a pixel costs
@@ -122,14 +133,16 @@ static int64_t conv2d_slices(const pycnn_conv2d *d)
     return uses_row_taps(d) && fits_row_taps(&p) ? row_tap_blocks(&p) : product_slices(&p);
 }
 
+static int64_t y_floats(const pycnn_conv2d *d) { return pixels_floats(d->planes, d->n, d->oh * d->ow, d->k); }
+
 static int64_t conv2d_workspace(const void *desc, int64_t threads)
 {
     const pycnn_conv2d *d = desc;
-    const int64_t own = moments_floats(conv2d_slices(d), d->k) * (int64_t)sizeof(float);
+    const int64_t own = moments_floats(conv2d_slices(d), d->k);
     if (is_planar(d))
-        return own + planar_workspace(d, threads);
+        return (own + y_floats(d)) * (int64_t)sizeof(float) + planar_workspace(d, threads);
     const product p = conv2d_product(d);
-    return own + padded_floats(d) * (int64_t)sizeof(float) + product_workspace(&p, threads);
+    return (own + padded_floats(d)) * (int64_t)sizeof(float) + product_workspace(&p, threads);
 }
 
 static void run_product(const pycnn_conv2d *d, product p, const float *x, float *workspace)
@@ -149,9 +162,12 @@ static void conv2d(const void *desc, void *const *args)
     const moments m = moments_at(args[7], slices, d->k);
     float *y = args[0], *workspace = (float *)args[7] + moments_floats(slices, d->k);
     if (is_planar(d)) {
-        planar_run(d, y, args[3], args[4], args[5], workspace);
+        float *pixels = d->planes ? workspace : y;
+        planar_run(d, pixels, args[3], args[4], args[5], workspace + y_floats(d));
         if (d->measures)
-            take_moments(&m, y, d->n * d->oh * d->ow);
+            take_moments(&m, pixels, d->n * d->oh * d->ow);
+        if (d->planes)
+            order_in_planes(pixels, y, d->n, d->oh * d->ow, d->k);
     } else {
         product p = conv2d_product(d);
         p.out = y;
@@ -173,6 +189,7 @@ static product backward_data_product(const pycnn_conv2d *d)
         .in_pixel = d->k, .in_channel = 1, .out_pixel = d->c,
         .w_tap = d->w_tap, .inner = d->k / d->groups, .w_inner = d->w_k, .w_column = d->w_c,
         .w_group = d->k / d->groups * d->w_k, .alpha = 1,
+        .planes = d->planes && d->stride_h == 1 && d->stride_w == 1,
     };
 }
 
@@ -203,37 +220,45 @@ static int is_planar_data(const pycnn_conv2d *d)
     return d->stride_h == 1 && d->stride_w == 1 && MAX(d->c, d->k) < VL && is_planar(&t);
 }
 
+static int64_t dx_floats(const pycnn_conv2d *d)
+{
+    const product p = backward_data_product(d);
+    const int at_once = p.planes && !is_planar_data(d) && !has_few_channels(d);
+    return pixels_floats(d->planes && !at_once, d->n, d->h * d->w, d->c);
+}
+
 static int64_t conv2d_backward_data_workspace(const void *desc, int64_t threads)
 {
-    if (is_planar_data(desc)) {
-        const pycnn_conv2d t = turned(desc);
-        return planar_workspace(&t, threads);
-    }
-    if (has_few_channels(desc))
-        return spread_workspace(desc, threads);
-    const product p = backward_data_product(desc);
-    return product_workspace(&p, threads);
+    const pycnn_conv2d *d = desc, t = turned(d);
+    const int64_t own = dx_floats(d) * (int64_t)sizeof(float);
+    if (is_planar_data(d))
+        return own + planar_workspace(&t, threads);
+    if (has_few_channels(d))
+        return own + spread_workspace(d, threads);
+    const product p = backward_data_product(d);
+    return own + product_workspace(&p, threads);
 }
 
 /* dx, dy, w */
 static void conv2d_backward_data(const void *desc, void *const *args)
 {
-    const pycnn_conv2d *d = desc;
-    if (is_planar_data(d)) {
-        const pycnn_conv2d t = turned(d);
-        planar_run(&t, args[0], args[1], turned_weights(d, args[2]), NULL, args[3]);
-        return;
-    }
-    if (has_few_channels(d)) {
+    const pycnn_conv2d *d = desc, t = turned(d);
+    const int64_t own = dx_floats(d);
+    float *dx = own > 0 ? args[3] : args[0], *workspace = (float *)args[3] + own;
+    if (is_planar_data(d))
+        planar_run(&t, dx, args[1], turned_weights(d, args[2]), NULL, workspace);
+    else if (has_few_channels(d)) {
         const axis h = reversed(horizontal(d));
-        spread_run(d, &h, args[0], args[1], args[2], args[3]);
-        return;
+        spread_run(d, &h, dx, args[1], args[2], workspace);
+    } else {
+        product p = backward_data_product(d);
+        p.out = dx;
+        p.in = args[1];
+        p.w = args[2];
+        product_run(&p, workspace);
     }
-    product p = backward_data_product(d);
-    p.out = args[0];
-    p.in = args[1];
-    p.w = args[2];
-    product_run(&p, args[3]);
+    if (own > 0)
+        order_in_planes(dx, args[0], d->n, d->h * d->w, d->c);
 }
 
 static outer backward_weights_outer(const pycnn_conv2d *d)

@@ -1,7 +1,7 @@
 /* Copies, zero padding, and the transpositions between the planes of a contiguous array and channels-last pixels:
  * out[n][j][i] = in[n][i][j].
  *
- *     for each matrix, block of it (shared among threads), tile of 16 x 16 of the block, 4 x 4 of the tile
+ *     for each matrix, block of it (shared among threads), tile of 16 x 16 of the block, square of 4 x 4 or 8 x 8 of it
  *
  * Blocks are short along the longer side of the matrix, so that the pixels of a block stay in a cache while all of
  * their channels come or go; tiles, and the parts of a tile, first go along the longer side, where few lines of many
@@ -36,6 +36,47 @@ INLINE void transpose_4x4(const float *from, int64_t from_row, float *to, int64_
     store_four(to + 3 * to_row, SHUFFLE(ab_high, cd_high, 2, 3, 6, 7));
 }
 
+/* The same for i, j < SQUARE, where there are vectors of eight: half i of each holds one of two 4 x 4 squares, and what
+ * was said of four lanes is done in both halves. LOAD_PAIR loads four floats from each of two places. */
+#ifdef LOAD_PAIR
+enum { SQUARE = 8 };
+#if defined(__clang__)
+#define SHUFFLE_PAIR(a, b, i, j, k, l)                                                                      \
+    __builtin_shufflevector(a, b, LANE(i), LANE(j), LANE(k), LANE(l), LANE(i) + 4, LANE(j) + 4, LANE(k) + 4, LANE(l) + 4)
+#else
+typedef int32_t eight_indices __attribute__((vector_size(32)));
+#define SHUFFLE_PAIR(a, b, i, j, k, l)                                                                      \
+    __builtin_shuffle(a, b, (eight_indices){ LANE(i), LANE(j), LANE(k), LANE(l),                            \
+                                             LANE(i) + 4, LANE(j) + 4, LANE(k) + 4, LANE(l) + 4 })
+#endif
+#define LANE(i) ((i) < 4 ? (i) : (i) + 4)
+
+typedef float eight __attribute__((vector_size(32)));
+typedef float eight_anywhere __attribute__((vector_size(32), aligned(4), may_alias));
+
+INLINE void transpose_square(const float *from, int64_t from_row, float *to, int64_t to_row)
+{
+    UNROLL for (int half = 0; half < SQUARE; half += 4, from += 4, to += 4 * to_row) {
+        const float *below = from + 4 * from_row;
+        const eight a = LOAD_PAIR(from, below), b = LOAD_PAIR(from + from_row, below + from_row);
+        const eight c = LOAD_PAIR(from + 2 * from_row, below + 2 * from_row);
+        const eight d = LOAD_PAIR(from + 3 * from_row, below + 3 * from_row);
+        const eight ab_low = SHUFFLE_PAIR(a, b, 0, 4, 1, 5), ab_high = SHUFFLE_PAIR(a, b, 2, 6, 3, 7);
+        const eight cd_low = SHUFFLE_PAIR(c, d, 0, 4, 1, 5), cd_high = SHUFFLE_PAIR(c, d, 2, 6, 3, 7);
+        *(eight_anywhere *)to = SHUFFLE_PAIR(ab_low, cd_low, 0, 1, 4, 5);
+        *(eight_anywhere *)(to + to_row) = SHUFFLE_PAIR(ab_low, cd_low, 2, 3, 6, 7);
+        *(eight_anywhere *)(to + 2 * to_row) = SHUFFLE_PAIR(ab_high, cd_high, 0, 1, 4, 5);
+        *(eight_anywhere *)(to + 3 * to_row) = SHUFFLE_PAIR(ab_high, cd_high, 2, 3, 6, 7);
+    }
+}
+#else
+enum { SQUARE = 4 };
+INLINE void transpose_square(const float *from, int64_t from_row, float *to, int64_t to_row)
+{
+    transpose_4x4(from, from_row, to, to_row);
+}
+#endif
+
 /* rows, columns >= 4; the last blocks may overlap those before. */
 INLINE void transpose_small(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
                             int64_t columns)
@@ -62,10 +103,15 @@ static void transpose_matrix(const float *from, int64_t from_row, float *to, int
 
 INLINE void transpose_tile(const float *from, int64_t from_row, float *to, int64_t to_row, int wide)
 {
-    for (int64_t a = 0; a < TILE_SIDE; a += 4)
-        UNROLL for (int64_t b = 0; b < TILE_SIDE; b += 4) {
+    const int64_t side = wide ? SQUARE : 4;
+    for (int64_t a = 0; a < TILE_SIDE; a += side)
+        UNROLL for (int64_t b = 0; b < TILE_SIDE; b += side) {
             const int64_t i = wide ? a : b, j = wide ? b : a;
-            transpose_4x4(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+            const float *corner = from + i * from_row + j;
+            if (wide)
+                transpose_square(corner, from_row, to + j * to_row + i, to_row);
+            else
+                transpose_4x4(corner, from_row, to + j * to_row + i, to_row);
         }
 }
 
@@ -86,6 +132,22 @@ INLINE void transpose_block(const float *from, int64_t from_row, float *to, int6
     if (whole_columns < columns) {
         const int64_t j = MIN(whole_columns, columns - 4);
         transpose_small(from + j, from_row, to + j * to_row, to_row, rows, columns - j);
+    }
+}
+
+/* Some pixels, rows of channels, to contiguous planes: pixel number `first` of all images and those after it, channels
+ * channel.. of the `all` that an image has. */
+static void store_planes(const float *from, int64_t from_row, float *out, int64_t plane, int64_t all, int64_t first,
+                         int64_t pixels, int64_t channel, int64_t channels)
+{
+    for (int64_t i = 0, run; i < pixels; i += run) {
+        const int64_t image = (first + i) / plane, pixel = (first + i) % plane;
+        float *to = out + (image * all + channel) * plane + pixel;
+        run = MIN(pixels - i, plane - pixel);
+        if (run >= 4 && channels >= 4)
+            transpose_block(from + i * from_row, from_row, to, plane, run, channels, 0);
+        else
+            transpose_matrix(from + i * from_row, from_row, to, plane, run, channels);
     }
 }
 

@@ -36,6 +36,7 @@ typedef struct {
     float alpha, beta;
     pycnn_epilogue epilogue;
     moments moments;                 /* of the columns, a slice for each block of tiles; or of no slices */
+    int64_t planes;                  /* whether `out` has contiguous planes; of a forward product */
 } product;
 
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, PACK_STRIP = 16, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
@@ -80,9 +81,16 @@ INLINE int reads_padding(const axis *a)
     return a->backward || a->pad > 0 || (a->out - 1) * a->stride + (a->taps - 1) * a->dilation >= a->in;
 }
 
+/* Panels of a task, so that a chunk of them stays in L2. */
+INLINE int64_t most_panels(const product *p)
+{
+    const int64_t taps = product_taps(p), len = MIN(chunk_length(taps), p->len);
+    return copies_rows(p) && !p->planes ? panels(p->columns) : MAX(1, GROUP_FLOATS / (taps * len * PANEL));
+}
+
 typedef struct {
     int64_t packed, zeros, shared;               /* floats */
-    int64_t tables, axes, rows, panel, per_thread; /* bytes */
+    int64_t tables, axes, rows, panel, outputs, per_thread; /* bytes */
 } product_space;
 
 static product_space product_layout(const product *p)
@@ -96,7 +104,9 @@ static product_space product_layout(const product *p)
     s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t) + taps * (int64_t)sizeof(tile_tap);
     s.rows = copies_rows(p) ? tiles * TILE_ROWS * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
     s.panel = reads_in_place(p) ? taps * chunk_length(taps) * PANEL * (int64_t)sizeof(float) : 0;
-    s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + round_up(s.panel, 64) + 64;
+    s.outputs = p->planes ? tiles * TILE_ROWS * MIN(most_panels(p), panels(p->columns)) * PANEL * (int64_t)sizeof(float) : 0;
+    s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + round_up(s.panel, 64) +
+                   round_up(s.outputs, 64) + 64;
     return s;
 }
 
@@ -237,6 +247,7 @@ typedef struct {
     tile_tap *taps;                  /* of the phase */
     char *tables;                    /* room for the taps and pointers of tiles with padding */
     float *rows, *panel;             /* room for copies */
+    float *outputs;                  /* room for the block's outputs on their way to planes */
 } block;
 
 typedef struct {
@@ -300,7 +311,7 @@ static int64_t image_parts(const product *p, const phase *v, const phase *h)
 {
     const float pairs = (float)MAX(1, v->count * v->taps) * (float)MAX(1, h->count * h->taps);
     const int padded = (float)v->inside * (float)h->inside < 0.85f * pairs;
-    return padded && 2 * p->images > TILE_ROWS ? ceil_div(p->images, TILE_ROWS) : 0;
+    return padded && !p->planes && 2 * p->images > TILE_ROWS ? ceil_div(p->images, TILE_ROWS) : 0;
 }
 
 /* The tiles of a phase. */
@@ -452,7 +463,7 @@ static void run_panel(const block *b, const block_tile *tiles, int copies, int64
     const tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? len * vectors * VL : p->w_tap,
                                .w_row = packed ? vectors * VL : p->w_inner,
                                .ahead = next_tile * (int64_t)sizeof(float) };
-    tile_store out = { .first = panel * PANEL, .columns = MIN(PANEL, p->columns - panel * PANEL),
+    tile_store out = { .first = (p->planes ? panel - b->first_panel : panel) * PANEL, .columns = MIN(PANEL, p->columns - panel * PANEL),
                        .alpha = p->alpha, .old = l0 ? 1 : p->beta };
     if (p->bias && l0 == 0)
         out.bias = p->bias + b->group * p->columns + panel * PANEL;
@@ -476,6 +487,26 @@ INLINE void measure_tiles(const block *b, const block_tile *tiles, int64_t panel
     keep_sums(&p->moments, b->number, b->group * p->columns + first, &s, pixels, channels, vectors);
 }
 
+/* Outputs of a block on their way to planes: a row for each pixel. */
+INLINE int64_t outputs_row(const block *b) { return (b->last_panel - b->first_panel) * PANEL; }
+
+static int64_t keep_outputs(const block *b, block_tile *tiles)
+{
+    int64_t pixels = 0;
+    for (int64_t t = 0; t < b->tiles; t++)
+        for (int64_t i = 0; i < tiles[t].rows; i++)
+            tiles[t].y[i] = b->outputs + pixels++ * outputs_row(b);
+    return pixels;
+}
+
+static void move_outputs(const block *b, int64_t pixels)
+{
+    const product *p = b->p;
+    const int64_t first = part_start(b->pixels, b->first_tile, b->all_tiles), column = b->first_panel * PANEL;
+    store_planes(b->outputs, outputs_row(b), p->out, p->v.out * p->h.out, p->groups * p->columns, first, pixels,
+                 b->group * p->columns + column, MIN(p->columns - column, outputs_row(b)));
+}
+
 static void run_block(const block *b)
 {
     const product *p = b->p;
@@ -483,6 +514,7 @@ static void run_block(const block *b)
     const int copies = copies_rows(p);
     block_tile tiles[COPIED_TILES], copied[COPIED_TILES];
     find_tiles(b, tiles);
+    const int64_t kept = p->planes ? keep_outputs(b, tiles) : 0;
     for (int64_t l0 = 0; l0 < all; l0 += chunk) {
         const int64_t len = MIN(chunk, p->len - l0);
         for (int64_t t = 0; copies && t < b->tiles; t++)
@@ -493,6 +525,8 @@ static void run_block(const block *b)
                 BY_VECTORS(panel_vectors(p->columns, panel), measure_tiles, b, tiles, panel);
         }
     }
+    if (p->planes)
+        move_outputs(b, kept);
 }
 
 /* The tasks of one phase; the caller's barrier ends it. */
@@ -509,8 +543,7 @@ static void run_phase(block b, const float *packed)
     const int64_t blocks = MIN(b.all_tiles, MAX(ceil_div(b.all_tiles, block_tiles(p)), least));
     const int64_t wanted = ceil_div(tasks, blocks * p->groups);
     const int64_t taps = product_taps(p), panel_floats = taps * p->len * PANEL;
-    const int64_t most = copies_rows(p) ? all : MAX(1, GROUP_FLOATS / (taps * MIN(chunk_length(taps), p->len) * PANEL));
-    const int64_t panel_groups = MIN(all, MAX(wanted, ceil_div(all, most)));
+    const int64_t panel_groups = MIN(all, MAX(wanted, ceil_div(all, most_panels(p))));
     const int64_t all_tasks = p->groups * blocks * panel_groups;
     const int64_t work = b.pixels * p->groups * taps * p->len * p->columns / all_tasks;
     const int64_t at_once = MAX(1, MIN(TASK_WORK / MAX(work, 1), all_tasks / tasks));
@@ -538,6 +571,7 @@ static void product_run(const product *p, void *workspace)
     block b = { .p = p, .zeros = zeros, .taps = (tile_tap *)(axes + 2 * (p->v.taps + p->h.taps)), .tables = own };
     b.rows = (float *)((char *)axes + round_up(space.axes, 64));
     b.panel = (float *)((char *)b.rows + round_up(space.rows, 64));
+    b.outputs = (float *)((char *)b.panel + round_up(space.panel, 64));
     const int padded = reads_padding(&p->v) || reads_padding(&p->h);
     const int packs = !p->prepacked && first_packed_panel(p) < panels(p->columns);
     if (padded) {

@@ -80,20 +80,23 @@ INLINE void measure_pixels(const product *p, const float *y, int64_t slice, int6
 static void run_windows(const product *p, const float *packed, int64_t block, int64_t first, int64_t pixels)
 {
     const float *windows[WINDOW_TILES * TILE_ROWS];
+    float outputs[WINDOW_TILES * TILE_ROWS * PANEL]; /* on their way to planes */
     const int64_t tiles = ceil_div(pixels, TILE_ROWS), all = panels(p->columns);
     window_sum s = { .taps = p->v.taps, .len = p->len, .row = p->v.dilation * p->h.in * p->in_pixel,
-                     .out_pixel = p->out_pixel, .epilogue = p->epilogue };
+                     .out_pixel = p->planes ? PANEL : p->out_pixel, .epilogue = p->epilogue };
     find_windows(p, first, pixels, windows);
     for (int64_t panel = 0; panel < all; panel++) {
         const int vectors = panel_vectors(p->columns, panel);
-        float *y = p->out + first * p->out_pixel + panel * PANEL;
+        float *y = p->planes ? outputs : p->out + first * p->out_pixel + panel * PANEL;
         s.columns = MIN(PANEL, p->columns - panel * PANEL);
         s.bias = p->bias ? p->bias + panel * PANEL : NULL;
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t start = part_start(pixels, t, tiles), rows = part_start(pixels, t + 1, tiles) - start;
             window_functions[vectors - 1][rows - 1](&s, windows + start, packed + panel_offset(p, 0, panel),
-                                                    y + start * p->out_pixel);
+                                                    y + start * s.out_pixel);
         }
+        if (p->planes)
+            store_planes(outputs, PANEL, p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL, s.columns);
         if (p->moments.slices > 0)
             BY_VECTORS(vectors, measure_pixels, p, y, block, pixels, panel);
     }

@@ -85,6 +85,7 @@ typedef struct {
     const float *packed;
     pycnn_epilogue epilogue;
     moments moments;                         /* of the columns, a slice for each part of the patches; or of no slices */
+    int64_t planes;                          /* whether the outputs go to contiguous planes */
 } winograd;
 
 static winograd cut(winograd p, const pycnn_conv2d *d)
@@ -102,7 +103,7 @@ static winograd winograd_forward(const pycnn_conv2d *d)
     return cut((winograd){
         .channels = d->c, .columns = d->k, .in_h = d->h, .in_w = d->w, .out_h = d->oh, .out_w = d->ow,
         .top = d->pad_top, .left = d->pad_left, .w_l = d->w_c, .w_column = d->w_k, .prepacked = d->prepacked,
-        .epilogue = d->epilogue,
+        .epilogue = d->epilogue, .planes = d->planes,
     }, d);
 }
 
@@ -111,7 +112,7 @@ static winograd winograd_reversed(const pycnn_conv2d *d)
     return cut((winograd){
         .channels = d->k, .columns = d->c, .in_h = d->oh, .in_w = d->ow, .out_h = d->h, .out_w = d->w,
         .top = (d->r - 1) * d->dilation_h - d->pad_top, .left = (d->s - 1) * d->dilation_w - d->pad_left,
-        .w_l = d->w_k, .w_column = d->w_c, .flipped = 1,
+        .w_l = d->w_k, .w_column = d->w_c, .flipped = 1, .planes = d->planes,
     }, d);
 }
 
@@ -371,12 +372,13 @@ typedef struct { int64_t rows, columns, row_step, pixel_step; float *out; } patc
 static patch_outputs find_outputs(const winograd *p, int64_t patch, float *out)
 {
     const patch_place at = find_patch(p, patch);
-    patch_outputs o = { .row_step = p->apart_h * p->out_w * p->columns, .pixel_step = p->apart_w * p->columns };
+    const int64_t pixel = p->planes ? 1 : p->columns, plane = p->out_h * p->out_w;
+    patch_outputs o = { .row_step = p->apart_h * p->out_w * pixel, .pixel_step = p->apart_w * pixel };
     if (at.row >= p->out_h || at.column >= p->out_w) /* of a phase with fewer pixels than others */
         return o;
     o.rows = MIN(PATCH, ceil_div(p->out_h - at.row, p->apart_h));
     o.columns = MIN(PATCH, ceil_div(p->out_w - at.column, p->apart_w));
-    o.out = out + ((at.n * p->out_h + at.row) * p->out_w + at.column) * p->columns;
+    o.out = out + at.n * plane * p->columns + (at.row * p->out_w + at.column) * pixel;
     return o;
 }
 
@@ -390,6 +392,38 @@ static void store_patches(const winograd *p, const patch_range *r, int64_t panel
             const int64_t n = p->columns - first - j;
             transform_outputs(m + i * width + j, place_step(r->patches * PANEL), bias ? load_n(bias + first + j, n) : splat(0),
                               p->epilogue, o.out + j, o.row_step, o.pixel_step, o.rows, o.columns, n);
+        }
+    }
+}
+
+/* One vector of columns, n of them, of a patch to as many planes. */
+INLINE void store_square(const float *square, const patch_outputs *o, float *to, int64_t plane, int64_t n)
+{
+    for (int64_t i = 0; i < o->rows; i++, square += PATCH * VL, to += o->row_step) {
+        if (o->pixel_step == 1 && o->columns == PATCH && n >= VL)
+            UNROLL for (int l = 0; l < VL; l += 4)
+                transpose_4x4(square + l, VL, to + l * plane, plane);
+        else
+            for (int64_t j = 0; j < o->columns; j++)
+                for (int64_t l = 0; l < MIN(VL, n); l++)
+                    to[l * plane + j * o->pixel_step] = square[j * VL + l];
+    }
+}
+
+/* A vector of columns of all patches before the next one: a cache line of a plane holds outputs of several patches. */
+static void store_patches_to_planes(const winograd *p, const patch_range *r, int64_t panel, const float *m, float *out,
+                                    const float *bias)
+{
+    const int64_t width = panel_width(p->columns, panel), plane = p->out_h * p->out_w;
+    for (int64_t j = 0; j < width; j += VL) {
+        const int64_t column = panel * PANEL + j, n = p->columns - column;
+        const vec shift = bias ? load_n(bias + column, n) : splat(0);
+        for (int64_t i = 0; i < r->patches; i++) {
+            const patch_outputs o = find_outputs(p, r->first + i, out + column * plane);
+            float square[PATCH * PATCH * VL];
+            transform_outputs(m + i * width + j, place_step(r->patches * PANEL), shift, p->epilogue, square, PATCH * VL, VL,
+                              o.rows, PATCH, VL);
+            store_square(square, &o, o.out, plane, n);
         }
     }
 }
@@ -415,7 +449,7 @@ INLINE void measure_patches(const winograd *p, const patch_range *r, int64_t par
 static void finish_patches(const winograd *p, const patch_range *r, int64_t part, int64_t panel, const float *m, float *out,
                            const float *bias)
 {
-    store_patches(p, r, panel, m, out, bias);
+    (p->planes ? store_patches_to_planes : store_patches)(p, r, panel, m, out, bias);
     if (p->moments.slices > 0)
         BY_VECTORS(panel_vectors(p->columns, panel), measure_patches, p, r, part, panel, out);
 }
