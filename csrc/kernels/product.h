@@ -39,7 +39,7 @@ typedef struct {
     int64_t planes;                  /* whether `out` has contiguous planes; of a forward product */
 } product;
 
-enum { BLOCK_TILES = 8, COPIED_TILES = 16, PACK_STRIP = 16, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
+enum { BLOCK_TILES = 8, COPIED_TILES = 16, PACK_STRIP = 64, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
 enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TASK_WORK = 1000000, TILES_IN_PLACE = 12 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
@@ -538,7 +538,8 @@ static void run_phase(block b, const float *packed)
     b.all_tiles = count_tiles(p, &b.v, &b.h);
     if (b.pixels == 0)
         return;
-    const int64_t all = panels(p->columns), tasks = TASKS_A_THREAD * omp_get_num_threads();
+    const int64_t threads = omp_get_num_threads(), tasks = threads > 1 ? TASKS_A_THREAD * threads : 1;
+    const int64_t all = panels(p->columns);
     const int64_t least = p->moments.slices > 0 ? 1 : ceil_div(tasks, all * p->groups);
     const int64_t blocks = MIN(b.all_tiles, MAX(ceil_div(b.all_tiles, block_tiles(p)), least));
     const int64_t wanted = ceil_div(tasks, blocks * p->groups);
