@@ -1,8 +1,8 @@
 /* exp and expm1 of what is not positive, tanh, sigmoid and the normal distribution on vectors.
  *
  * exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln(2) / 2, and exp(r) - 1 = r + r^2 P(r), the polynomial of
- * Cephes's expf (Moshier). Results below 2^-126 come out with less precision or as 0. All functions reduce to
- * exponents x <= 0, so 2^n cannot overflow; for x > 0 the result is any number.
+ * Cephes's expf (Moshier). Results below 2^-126 come out with less precision or as 0. All functions but sigmoid reduce
+ * to exponents x <= 0, so 2^n cannot overflow; for x > 0 the result is any number.
  * Errors: exp and expm1 2 ulp, tanh and sigmoid 4 ulp. */
 
 typedef struct { vec q, two_n; } exp_parts;
@@ -48,11 +48,11 @@ INLINE vec vec_tanh(vec x)
     return vec_copysign(-m / (m + 2.0f), x);
 }
 
-/* 1 / (1 + exp(-x)), or exp(x) / (1 + exp(x)) below zero. */
+/* 1 / (1 + exp(-x)), where exp(-x) is infinite from n = 128 on, and the result 0. */
 INLINE vec vec_sigmoid(vec x)
 {
-    const vec e = vec_exp_negative(-vec_abs(x));
-    return where(x < 0.0f, e, splat(1)) / (1.0f + e);
+    const exp_parts e = exp_reduce(vec_max(splat(-88.02f), -vec_max(splat(-88.8f), x)));
+    return 1.0f / (1.0f + (1.0f + e.q) * e.two_n);
 }
 
 /* exp(-x^2 / 2) */
