@@ -48,6 +48,8 @@ INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - pane
 /* l is summed in chunks: a panel's part stays in L2, and short running sums keep the rounding error low. */
 INLINE int64_t chunk_length(int64_t taps) { return MIN(CHUNK, MAX(16, 576 / taps / 16 * 16)); }
 INLINE int64_t product_taps(const product *p) { return p->v.taps * p->h.taps; }
+/* The l that a task packs: a part of one chunk. */
+INLINE int64_t strip_length(int64_t taps) { return chunk_length(taps) % PACK_STRIP == 0 ? PACK_STRIP : 16; }
 
 /* Rows whose channels lie apart are copied side by side; so are rows that would fall into so few sets of a cache
  * that those of a tall tile drive each other out. */
@@ -196,15 +198,16 @@ static void pack_strip(const product *p, const strip *s, float *packed)
 
 static void pack_weights(const product *p, float *packed)
 {
-    const int64_t first = first_packed_panel(p), all = panels(p->columns), strips = ceil_div(p->len, PACK_STRIP);
+    const int64_t first = first_packed_panel(p), all = panels(p->columns), length = strip_length(product_taps(p));
+    const int64_t strips = ceil_div(p->len, length);
     const int64_t parts = ceil_div(all - first, PACK_PANELS), chunk = chunk_length(product_taps(p));
     const int64_t group_floats = all * product_taps(p) * p->len * PANEL;
 #pragma omp for schedule(static) nowait
     for (int64_t task = 0; task < p->groups * parts * strips; task++) {
-        const int64_t part = task / strips % parts, l0 = task % strips * PACK_STRIP;
+        const int64_t part = task / strips % parts, l0 = task % strips * length;
         const strip s = { .group = task / strips / parts, .first_panel = first + part_start(all - first, part, parts),
                           .last_panel = first + part_start(all - first, part + 1, parts), .chunk = l0 / chunk * chunk,
-                          .l0 = l0, .l1 = MIN(p->len, l0 + PACK_STRIP) };
+                          .l0 = l0, .l1 = MIN(p->len, l0 + length) };
         pack_strip(p, &s, packed + s.group * group_floats);
     }
 }
