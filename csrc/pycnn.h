@@ -41,6 +41,7 @@ typedef struct {
     int64_t n, c, h, w, r, s, oh, ow;
     int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     int64_t count_include_pad;
+    pycnn_epilogue epilogue;    /* of max_pool2d */
 } pycnn_pool2d;
 
 /* Images of (h, w) made to (oh, ow); an upsampling is by whole numbers, bilinear or by the nearest pixel. */

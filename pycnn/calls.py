@@ -257,12 +257,15 @@ def dense_backward_weights(
     b.call("gemm_backward_weights", [dw, x, dy], n * inputs * outputs, m=n, n=outputs, k=inputs)
 
 
-def pool2d(b: PlanBuilder, kernel: str, g: shapes.Pool2D, args: list[Buffer]) -> None:
-    """`kernel` is a pooling of pool.h, forward or backward, with its arguments.
+def pool2d(
+    b: PlanBuilder, kernel: str, g: shapes.Pool2D, args: list[Optional], *, epilogue: Epilogue | None = None
+) -> None:
+    """`kernel` is a pooling of pool.h, forward or backward, with its arguments; an epilogue is for max_pool2d.
 
     max_pool2d_backward goes through the windows of each pixel, unless r is 0: then argmax alone says where they are.
     """
-    b.call(kernel, args, ELEMENT_WORK * math.prod(g.y_shape) * max(g.r * g.s, 1), **asdict(g))
+    desc = asdict(g) | ({"epilogue": epilogue} if epilogue else {})
+    b.call(kernel, args, ELEMENT_WORK * math.prod(g.y_shape) * max(g.r * g.s, 1), **desc)
 
 
 def global_pool2d(b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: list[Buffer]) -> None:

@@ -1,7 +1,8 @@
 """The pass that fuses neighbours of a graph, so that one kernel does what several nodes say.
 
     rectifier + max pooling                pooling first: the same result of fewer elements, for a rectifier is monotone
-    convolution or dense + rectifier       rectified as it is stored
+    convolution, dense or max pooling
+      + rectifier                          rectified as it is stored
     batch norm (+ addition) (+ rectifier)  one pass forward, one less backward
     convolution + batch norm               folded into the weights, where nothing but a prediction is wanted; in
                                            training, mean and variance taken while the outputs are in a cache
@@ -72,7 +73,7 @@ def _rectifiers_behind_pooling(graph: Graph, kept: set[Value]) -> list[Node]:
 def _into_producers(graph: Graph, kept: set[Value]) -> list[Node]:
     uses, gone, changed = _Uses(graph, kept), [], {}
     for node in filter(_is_rectifier, graph.nodes):
-        maker = uses.maker(node.inputs[0], operators.Conv2D | operators.Dense)
+        maker = uses.maker(node.inputs[0], operators.Conv2D | operators.Dense | operators.MaxPool2D)
         if maker is not None:
             gone.append(maker)
             changed[node.number] = replace(

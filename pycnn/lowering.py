@@ -45,13 +45,14 @@ def _transposed(shape: Shape) -> bool:
 class GraphLowering:
     """The state of lowering one graph: which buffer holds which value, and each node's context."""
 
-    def __init__(self, graph: Graph, options: Options, all_outputs: bool = False):
+    def __init__(self, graph: Graph, options: Options, differentiated: bool, all_outputs: bool = False):
         self.graph = graph
         self.options = options
         self.b = PlanBuilder()
         self.buffers: dict[Value, Buffer] = {}
         self.contexts: list[Lowering] = []
         self._moments: dict[Value, calls.Moments] = {}
+        self._differentiated = differentiated
         self._all_outputs = all_outputs
         self.gradient_names = {p: gradient_name(*first) for p, first in _first_readers(graph).items()}
 
@@ -100,6 +101,7 @@ class GraphLowering:
                     for role in part.parameters
                 },
                 kept=self.options.kept,
+                differentiated=self._differentiated,
                 moments=self._moments,
             )
             self.contexts.append(context)
@@ -182,7 +184,7 @@ def trained_parameters(graph: Graph) -> list[tuple[int, str]]:
 
 def inference_plan(graph: Graph, options: Options, all_outputs: bool = False) -> Plan:
     """Outside arrays: x, y and the parameters; with `all_outputs` one for each node's output as well."""
-    lowering = GraphLowering(graph if all_outputs else fuse(graph, (), True), options, all_outputs)
+    lowering = GraphLowering(graph if all_outputs else fuse(graph, (), True), options, False, all_outputs)
     lowering.forward()
     (output,) = graph.outputs
     lowering.store("y", output, lowering.buffers[output])
@@ -191,7 +193,7 @@ def inference_plan(graph: Graph, options: Options, all_outputs: bool = False) ->
 
 def layer_plan(graph: Graph, options: Options) -> Plan:
     """Forward from x to y, mark "backward", then from dy to dx and the gradients of the parameters."""
-    lowering = GraphLowering(fuse(graph, (), False), options)
+    lowering = GraphLowering(fuse(graph, (), False), options, True)
     lowering.forward()
     lowering.finish_forward()
     (given,), (output,) = graph.inputs, graph.outputs
@@ -218,13 +220,14 @@ def loss_plan(
     the parameters, their gradients and what the passes bind.
     """
     (output,) = graph.outputs
-    lowering = GraphLowering(fuse(graph, loss.scored_values(graph), not update_passes), options)
+    trains = bool(update_passes)
+    lowering = GraphLowering(fuse(graph, loss.scored_values(graph), not trains), options, trains)
     lowering.forward()
     b = lowering.b
     lowering.store("y", output, lowering.buffers[output])
     b.owner = ("loss", "forward")
-    gradients = loss.lower_scored(lowering, kind, bool(update_passes))
-    if update_passes:
+    gradients = loss.lower_scored(lowering, kind, trains)
+    if trains:
         b.mark("backward")
         lowering.finish_forward()
         lowering.backward(gradients, of_input=False)

@@ -35,6 +35,7 @@ class Lowering:
     moments: dict[Value, calls.Moments] = field(default_factory=dict)  # of outputs, by the convolutions that take them
     second_dy: Buffer | None = None  # to be added to dy, for an operator that `adds_gradients`
     kept: bool = False  # whether the parameters stay the same from run to run
+    differentiated: bool = False  # whether backward calls will follow
     later: list[Callable[[], None]] = field(default_factory=list)  # appends calls for after the loss
     saved: Any = None
 
@@ -247,11 +248,14 @@ class Dense(Operator):
 
 @dataclass
 class MaxPool2D(Operator):
+    """Maxima of windows. Fusion may add a rectifier."""
+
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     ceil_mode: bool = False
+    rectifier: "Activation | None" = None
 
     def _geometry(self, n: int, x: Shape) -> shapes.Pool2D:
         g = shapes.pool2d("max_pool2d", (n, *x), self.kernel_size, **self._options())
@@ -271,13 +275,14 @@ class MaxPool2D(Operator):
 
     def lower(self, c: Lowering) -> Buffer:
         g = self._geometry(c.n, c.node.inputs[0].shape)
-        y, argmax = c.new(g.y_shape[1:]), c.b.arena(math.prod(g.y_shape))
+        y, argmax = c.new(g.y_shape[1:]), c.b.arena(math.prod(g.y_shape)) if c.differentiated else None
         c.saved = g, argmax
-        calls.pool2d(c.b, "max_pool2d", g, [y, argmax, c.x[0]])
+        calls.pool2d(c.b, "max_pool2d", g, [y, argmax, c.x[0]], epilogue=_epilogue(self.rectifier))
         return y
 
     def lower_backward(self, c: Lowering, dy: Buffer) -> list[Buffer | None]:
         g, argmax = c.saved
+        dy = _before_rectifier(c, self.rectifier, dy)
         dx = c.new(g.x_shape[1:])
         calls.pool2d(c.b, "max_pool2d_backward", g, [dx, dy, argmax])
         return [dx]

@@ -45,7 +45,11 @@ def conv(**options):
         ([conv(), cnn.LeakyReLU(0.1)], ["conv2d"], ["conv2d"]),
         ([conv(activation="tanh")], ["conv2d", "activation"], ["conv2d", "activation"]),
         ([conv(), cnn.LeakyReLU(-0.1)], ["conv2d", "activation"], ["conv2d", "activation"]),
-        ([conv(activation="relu"), cnn.MaxPool2D(2)], ["conv2d", "max_pool2d", "activation"], None),
+        (
+            [conv(activation="relu"), cnn.MaxPool2D(2), cnn.Flatten(), cnn.Dense(5)],
+            ["conv2d", "max_pool2d", "gemm"],
+            None,
+        ),
         ([conv(), cnn.BatchNorm(), cnn.ReLU()], ["conv2d", "batch_norm"], ["conv2d"]),
         ([conv(), cnn.BatchNorm(), cnn.ReLU(), cnn.MaxPool2D(2)], ["conv2d", "batch_norm", "max_pool2d"], ["conv2d"]),
         ([conv(), cnn.Residual([conv(), cnn.BatchNorm()]), cnn.ReLU()], ["conv2d", "conv2d", "batch_norm"], None),

@@ -65,8 +65,9 @@ INLINE void max_vector(const pycnn_pool2d *d, float *y, int32_t *argmax, const f
             best = where(better, value, best);
             where_best = where_int(better, splat_int((int32_t)(place + at)), where_best);
         }
-    store_n(y, best, room);
-    store_int_n(argmax, where_best, room);
+    store_n(y, d->epilogue.rectifies ? rectify(best, d->epilogue.slope) : best, room);
+    if (argmax)
+        store_int_n(argmax, where_best, room);
 }
 
 INLINE void max_pixel(const pycnn_pool2d *d, float *y, int32_t *argmax, const float *x, int64_t place, int64_t room,
@@ -74,32 +75,36 @@ INLINE void max_pixel(const pycnn_pool2d *d, float *y, int32_t *argmax, const fl
 {
     int64_t c = 0;
     for (; c + VL <= d->c; c += VL)
-        max_vector(d, y + c, argmax + c, x + c, place, VL, VL, rows, columns);
+        max_vector(d, y + c, argmax ? argmax + c : NULL, x + c, place, VL, VL, rows, columns);
     if (c < d->c)
-        max_vector(d, y + c, argmax + c, x + c, place, d->c - c, room - c, rows, columns);
+        max_vector(d, y + c, argmax ? argmax + c : NULL, x + c, place, d->c - c, room - c, rows, columns);
 }
 
-/* y, argmax (int32, h * W + w), x */
+INLINE void max_row(const pycnn_pool2d *d, float *y, int32_t *argmax, const float *x, int64_t row)
+{
+    const float *image = x + row / d->oh * d->h * d->w * d->c;
+    const int64_t top = row % d->oh * d->stride_h - d->pad_h;
+    int64_t r0, r1, s0, s1;
+    window(top, d->r, d->dilation_h, d->h, &r0, &r1);
+    for (int64_t ow = 0; ow < d->ow; ow++) {
+        const int64_t left = ow * d->stride_w - d->pad_w, out = (row * d->ow + ow) * d->c;
+        window(left, d->s, d->dilation_w, d->w, &s0, &s1);
+        const int64_t place = (top + r0 * d->dilation_h) * d->w + left + s0 * d->dilation_w;
+        BY_SIZE(r1 - r0, s1 - s0, max_pixel, d, y + out, argmax ? argmax + out : NULL, image + place * d->c, place,
+                (d->ow - ow) * d->c);
+    }
+}
+
+/* y, argmax (int32, h * W + w) or NULL, x */
 static void max_pool2d(const void *desc, void *const *args)
 {
     const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
-    float *y = args[0];
-    int32_t *argmax = args[1];
-    const float *x = args[2];
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < d->n * d->oh; row++) {
-        const float *image = x + row / d->oh * d->h * d->w * d->c;
-        const int64_t top = row % d->oh * d->stride_h - d->pad_h;
-        int64_t r0, r1, s0, s1;
-        window(top, d->r, d->dilation_h, d->h, &r0, &r1);
-        for (int64_t ow = 0; ow < d->ow; ow++) {
-            const int64_t left = ow * d->stride_w - d->pad_w, out = (row * d->ow + ow) * d->c;
-            window(left, d->s, d->dilation_w, d->w, &s0, &s1);
-            const int64_t place = (top + r0 * d->dilation_h) * d->w + left + s0 * d->dilation_w;
-            BY_SIZE(r1 - r0, s1 - s0, max_pixel, d, y + out, argmax + out, image + place * d->c, place,
-                    (d->ow - ow) * d->c);
-        }
-    }
+    for (int64_t row = 0; row < d->n * d->oh; row++)
+        if (args[1])
+            max_row(d, args[0], args[1], args[2], row);
+        else
+            max_row(d, args[0], NULL, args[2], row);
 }
 
 INLINE int windows_overlap(const pycnn_pool2d *d)
