@@ -102,7 +102,8 @@ static void take_moments(const moments *m, const float *x, int64_t pixels)
         int64_t c = 0;
         m->pixels[slice] = rows;
         for (; c + MOMENT_STRIP * VL <= columns; c += MOMENT_STRIP * VL)
-            strip_moments(x + first * columns + c, rows, columns, means + c, squares + c, MOMENT_STRIP * VL, MOMENT_STRIP);
+            strip_moments(x + first * columns + c, rows, columns, means + c, squares + c, MOMENT_STRIP * VL,
+                          MOMENT_STRIP);
         for (; c < columns; c += VL)
             strip_moments(x + first * columns + c, rows, columns, means + c, squares + c, columns - c, 1);
     }

@@ -15,8 +15,9 @@
  *             for each panel, for each tile: the micro-kernel                       panel in L2, rows in L1
  *
  * Weights that stay the same from call to call may come packed. Where few tiles would read a panel, w is read where it
- * lies. Every output is made by one task in a fixed order,
- * so its bits do not depend on the threads. */
+ * lies. A block's outputs may go to contiguous planes, through a part of the workspace that lies in a cache, and their
+ * moments may be taken (moments.h). Every output is made by one task in a fixed order, so its bits do not depend on the
+ * threads. */
 
 typedef struct { int64_t in, out, taps, stride, dilation, pad; int backward; } axis;
 
@@ -98,7 +99,7 @@ typedef struct {
 static product_space product_layout(const product *p)
 {
     const int64_t taps = product_taps(p), tiles = block_tiles(p);
-    product_space s;
+    product_space s = { 0 };
     s.packed = p->groups * panels(p->columns) * taps * p->len * PANEL;
     s.zeros = line_floats(p->len);
     s.shared = (p->prepacked ? 0 : line_floats(s.packed)) + s.zeros;
@@ -106,7 +107,8 @@ static product_space product_layout(const product *p)
     s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t) + taps * (int64_t)sizeof(tile_tap);
     s.rows = copies_rows(p) ? tiles * TILE_ROWS * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
     s.panel = reads_in_place(p) ? taps * chunk_length(taps) * PANEL * (int64_t)sizeof(float) : 0;
-    s.outputs = p->planes ? tiles * TILE_ROWS * MIN(most_panels(p), panels(p->columns)) * PANEL * (int64_t)sizeof(float) : 0;
+    if (p->planes)
+        s.outputs = tiles * TILE_ROWS * MIN(most_panels(p), panels(p->columns)) * PANEL * (int64_t)sizeof(float);
     s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + round_up(s.panel, 64) +
                    round_up(s.outputs, 64) + 64;
     return s;
@@ -230,7 +232,8 @@ static phase axis_phase(const axis *a, int64_t first, int64_t *space)
         const int64_t offset = a->backward ? (first - distance) / a->stride : distance;
         f.low = f.taps ? MIN(f.low, offset) : offset;
         f.high = f.taps ? MAX(f.high, offset) : offset;
-        f.inside += MAX(0, MIN(f.count, floor_div(a->in - 1 - offset, f.in_step) + 1) - MAX(0, ceil_div(-offset, f.in_step)));
+        const int64_t end = MIN(f.count, floor_div(a->in - 1 - offset, f.in_step) + 1);
+        f.inside += MAX(0, end - MAX(0, ceil_div(-offset, f.in_step)));
         if (space) {
             f.tap[f.taps] = t;
             f.offset[f.taps] = offset;
@@ -466,8 +469,8 @@ static void run_panel(const block *b, const block_tile *tiles, int copies, int64
     const tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? len * vectors * VL : p->w_tap,
                                .w_row = packed ? vectors * VL : p->w_inner,
                                .ahead = next_tile * (int64_t)sizeof(float) };
-    tile_store out = { .first = (p->planes ? panel - b->first_panel : panel) * PANEL, .columns = MIN(PANEL, p->columns - panel * PANEL),
-                       .alpha = p->alpha, .old = l0 ? 1 : p->beta };
+    tile_store out = { .first = (p->planes ? panel - b->first_panel : panel) * PANEL,
+                       .columns = MIN(PANEL, p->columns - panel * PANEL), .alpha = p->alpha, .old = l0 ? 1 : p->beta };
     if (p->bias && l0 == 0)
         out.bias = p->bias + b->group * p->columns + panel * PANEL;
     if (l0 + len == p->len)

@@ -6,6 +6,7 @@
  *     for each block of pixels:                                                     shared among threads
  *         find where their windows begin
  *         for each panel of columns, for each tile of pixels: sum                   panel and windows in L1
+ *         (where y has contiguous planes: each panel's outputs, from L1)
  *
  * These sums are short: what the tile of product.h does besides, for rows found by tap and sums taken up again, would
  * cost half as much as the sums. */
@@ -68,7 +69,8 @@ static void find_windows(const product *p, int64_t first, int64_t n, const float
     }
 }
 
-INLINE void measure_pixels(const product *p, const float *y, int64_t slice, int64_t pixels, int64_t panel, const int vectors)
+INLINE void measure_pixels(const product *p, const float *y, int64_t slice, int64_t pixels, int64_t panel,
+                           const int vectors)
 {
     const int64_t first = panel * PANEL, channels = p->columns - first;
     moment_sums s = sums_from(y, channels, vectors);
@@ -96,7 +98,8 @@ static void run_windows(const product *p, const float *packed, int64_t block, in
                                                     y + start * s.out_pixel);
         }
         if (p->planes)
-            store_planes(outputs, PANEL, p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL, s.columns);
+            store_planes(outputs, PANEL, p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL,
+                         s.columns);
         if (p->moments.slices > 0)
             BY_VECTORS(vectors, measure_pixels, p, y, block, pixels, panel);
     }

@@ -390,8 +390,9 @@ static void store_patches(const winograd *p, const patch_range *r, int64_t panel
         const patch_outputs o = find_outputs(p, r->first + i, out + first);
         for (int64_t j = 0; j < width && o.rows > 0; j += VL) {
             const int64_t n = p->columns - first - j;
-            transform_outputs(m + i * width + j, place_step(r->patches * PANEL), bias ? load_n(bias + first + j, n) : splat(0),
-                              p->epilogue, o.out + j, o.row_step, o.pixel_step, o.rows, o.columns, n);
+            const vec shift = bias ? load_n(bias + first + j, n) : splat(0);
+            transform_outputs(m + i * width + j, place_step(r->patches * PANEL), shift, p->epilogue, o.out + j, o.row_step,
+                              o.pixel_step, o.rows, o.columns, n);
         }
     }
 }
@@ -421,14 +422,15 @@ static void store_patches_to_planes(const winograd *p, const patch_range *r, int
         for (int64_t i = 0; i < r->patches; i++) {
             const patch_outputs o = find_outputs(p, r->first + i, out + column * plane);
             float square[PATCH * PATCH * VL];
-            transform_outputs(m + i * width + j, place_step(r->patches * PANEL), shift, p->epilogue, square, PATCH * VL, VL,
-                              o.rows, PATCH, VL);
+            transform_outputs(m + i * width + j, place_step(r->patches * PANEL), shift, p->epilogue, square, PATCH * VL,
+                              VL, o.rows, PATCH, VL);
             store_square(square, &o, o.out, plane, n);
         }
     }
 }
 
-INLINE void measure_patches(const winograd *p, const patch_range *r, int64_t part, int64_t panel, float *out, const int vectors)
+INLINE void measure_patches(const winograd *p, const patch_range *r, int64_t part, int64_t panel, float *out,
+                            const int vectors)
 {
     const int64_t first = panel * PANEL, channels = p->columns - first;
     moment_sums s = { 0 };
@@ -446,8 +448,8 @@ INLINE void measure_patches(const winograd *p, const patch_range *r, int64_t par
 }
 
 /* What becomes of the products of a part of the patches. */
-static void finish_patches(const winograd *p, const patch_range *r, int64_t part, int64_t panel, const float *m, float *out,
-                           const float *bias)
+static void finish_patches(const winograd *p, const patch_range *r, int64_t part, int64_t panel, const float *m,
+                           float *out, const float *bias)
 {
     (p->planes ? store_patches_to_planes : store_patches)(p, r, panel, m, out, bias);
     if (p->moments.slices > 0)
