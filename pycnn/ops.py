@@ -86,8 +86,9 @@ def _conv2d_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool, bias: bool) -> No
     if not last and calls.planes_conv2d(b, g, strides, b.external("y"), b.external("x"), w, shift):
         return
     x = _load(b, "x", g.x_shape, last)
-    y, finish = _stored(b, "y", g.y_shape, last or not calls.stores_pixels(g))
-    calls.conv2d(b, g, strides, y, x, w, shift, planes=not last and not calls.stores_pixels(g))
+    planes = not last and not calls.stores_pixels(g)
+    y, finish = _stored(b, "y", g.y_shape, last or planes)
+    calls.conv2d(b, g, strides, y, x, w, shift, planes=planes)
     finish()
 
 
@@ -121,8 +122,9 @@ def _conv2d_backward_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool) -> None:
     if not last and calls.planes_conv2d_backward(b, g, strides, *outside):
         return
     x, dy = _load(b, "x", g.x_shape, last), _load(b, "dy", g.y_shape, last)
-    dx, finish = _stored(b, "dx", g.x_shape, last or not calls.stores_pixels(g))
-    calls.conv2d_backward_data(b, g, strides, dx, dy, b.external("w"), planes=not last and not calls.stores_pixels(g))
+    planes = not last and not calls.stores_pixels(g)
+    dx, finish = _stored(b, "dx", g.x_shape, last or planes)
+    calls.conv2d_backward_data(b, g, strides, dx, dy, b.external("w"), planes=planes)
     finish()
     calls.conv2d_backward_weights(b, g, strides, b.external("dw"), x, dy)
     calls.column_sums(b, g.n * g.oh * g.ow, g.k, b.external("db"), dy)
@@ -195,8 +197,9 @@ def conv_transpose2d(
 def _conv_transpose2d_backward_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool) -> None:
     strides = calls.kcrs_strides(g)
     x, dy = _load(b, "x", g.y_shape, last), _load(b, "dy", g.x_shape, last)
-    dx, finish = _stored(b, "dx", g.y_shape, last)
-    calls.conv2d(b, g, strides, dx, dy, b.external("w"), None)
+    planes = not last and not calls.stores_pixels(g)
+    dx, finish = _stored(b, "dx", g.y_shape, last or planes)
+    calls.conv2d(b, g, strides, dx, dy, b.external("w"), None, planes=planes)
     finish()
     calls.conv2d_backward_weights(b, g, strides, b.external("dw"), dy, x)
     calls.column_sums(b, g.n * g.h * g.w, g.c, b.external("db"), dy)

@@ -81,7 +81,7 @@ def test_a_value_to_be_kept_is_not_fused_away():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_convolution_measures_for_the_batch_norm_behind_it(training):
-    """Not one whose kernel cannot, nor one that another layer reads, nor where running statistics are taken."""
+    """Not one that no batch norm reads, nor one whose kernel cannot, nor where running statistics are taken."""
     model = built(conv(), cnn.BatchNorm(), cnn.ReLU(), conv(), cnn.ReLU(), conv(groups=2), cnn.BatchNorm())
     plan = lowering.layer_plan(model._graph((3, 8, 8)), lowering.Options(2, training=training))
     forward = plan.kernels[: plan.marks["backward"]]

@@ -362,7 +362,7 @@ def test_a_convolution_takes_the_moments_of_its_outputs(case, slope, monkeypatch
     assert_close(found["variance"], rows.var(0), 1e-5)
 
 
-# The ways through the engines that store planes; "group" is a product's, grouped.h stores pixels only.
+# The ways through the engines that store planes; "groups" is a product's; grouped.h stores pixels only.
 IN_PLANES = {
     "planar": ((3, 1, 9, 8), 2, 3, {"padding": 1}),
     "rows of taps": ((2, 3, 11, 13), 2 * VL + 3, 3, {"padding": 1}),

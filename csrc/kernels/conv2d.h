@@ -125,11 +125,11 @@ static void pack_conv2d(const void *desc, void *const *args)
 /* The slices of pixels whose moments are taken: the engine's own, as it makes them, or, planar.h, those of y. */
 static int64_t conv2d_slices(const pycnn_conv2d *d)
 {
-    const product p = conv2d_product(d);
     if (!d->measures)
         return 0;
     if (is_planar(d))
         return matrix_slices(d->n * d->oh * d->ow);
+    const product p = conv2d_product(d);
     return uses_row_taps(d) && fits_row_taps(&p) ? row_tap_blocks(&p) : product_slices(&p);
 }
 
