@@ -40,7 +40,7 @@ typedef struct {
     int64_t planes;                  /* whether `out` has contiguous planes; of a forward product */
 } product;
 
-enum { BLOCK_TILES = 8, COPIED_TILES = 16, PACK_STRIP = 64, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
+enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, PACK_STRIP = 64, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
 enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TASK_WORK = 1000000, TILES_IN_PLACE = 12 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
@@ -61,6 +61,12 @@ INLINE int copies_rows(const product *p)
 INLINE int64_t block_tiles(const product *p)
 {
     return copies_rows(p) ? COPIED_TILES : MAX(1, MIN(BLOCK_TILES, 128 / product_taps(p)));
+}
+/* Tiles of a block that go through all panels before the next ones do. Under one tap they are few: the sums are short,
+ * and memory takes the outputs of a few pixels, one line after another, faster than single lines of many pixels. */
+INLINE int64_t tiles_at_once(const product *p)
+{
+    return product_taps(p) == 1 && !copies_rows(p) ? FEW_TILES : block_tiles(p);
 }
 
 /* Whether w is read where it lies, but for a last panel that is not full: packing would cost more than it saves. */
@@ -452,8 +458,9 @@ static const float *copy_panel(const block *b, const float *w, int64_t len)
     return b->panel;
 }
 
-/* One panel of one chunk of l, by all tiles, whose rows may be copies. */
-static void run_panel(const block *b, const block_tile *tiles, int copies, int64_t panel, int64_t l0, int64_t len)
+/* One panel of one chunk of l, by some tiles, whose rows may be copies. */
+static void run_panel(const block *b, const block_tile *tiles, int64_t n, int copies, int64_t panel, int64_t l0,
+                      int64_t len)
 {
     const product *p = b->p;
     const int vectors = panel_vectors(p->columns, panel);
@@ -475,7 +482,7 @@ static void run_panel(const block *b, const block_tile *tiles, int copies, int64
         out.bias = p->bias + b->group * p->columns + panel * PANEL;
     if (l0 + len == p->len)
         out.epilogue = p->epilogue;
-    for (int64_t t = 0; t < b->tiles; t++) {
+    for (int64_t t = 0; t < n; t++) {
         out.y = tiles[t].y;
         tile_functions[vectors - 1][tiles[t].rows - 1](&tiles[t].in, w, &range, &out);
     }
@@ -517,6 +524,7 @@ static void run_block(const block *b)
 {
     const product *p = b->p;
     const int64_t chunk = chunk_length(product_taps(p)), all = b->v.taps * b->h.taps > 0 ? p->len : 1;
+    const int64_t at_once = tiles_at_once(p);
     const int copies = copies_rows(p);
     block_tile tiles[COPIED_TILES], copied[COPIED_TILES];
     find_tiles(b, tiles);
@@ -525,11 +533,12 @@ static void run_block(const block *b)
         const int64_t len = MIN(chunk, p->len - l0);
         for (int64_t t = 0; copies && t < b->tiles; t++)
             copy_tile(b, &tiles[t], t, l0, l0 + len, &copied[t]);
-        for (int64_t panel = b->first_panel; panel < b->last_panel; panel++) {
-            run_panel(b, copies ? copied : tiles, copies, panel, l0, len);
-            if (p->moments.slices > 0 && l0 + len == p->len)
+        for (int64_t t = 0; t < b->tiles; t += at_once)
+            for (int64_t panel = b->first_panel; panel < b->last_panel; panel++)
+                run_panel(b, (copies ? copied : tiles) + t, MIN(at_once, b->tiles - t), copies, panel, l0, len);
+        for (int64_t panel = b->first_panel; p->moments.slices > 0 && panel < b->last_panel; panel++)
+            if (l0 + len == p->len)
                 BY_VECTORS(panel_vectors(p->columns, panel), measure_tiles, b, tiles, panel);
-        }
     }
     if (p->planes)
         move_outputs(b, kept);
