@@ -191,19 +191,23 @@ def conv_transpose2d(
 PLANE_PIXELS = 256
 
 
-def _planes_path(g: shapes.Conv2D, depthwise: str, pointwise: str) -> str | None:
-    """The kernel of two that convolves contiguous planes (N, C, H, W) as they are; None: both need others."""
+def _planes_path(g: shapes.Conv2D) -> str | None:
+    """The kernels that convolve contiguous planes (N, C, H, W) as they are; None: all need others."""
     if 1 < g.groups == g.c == g.k:
-        return depthwise
+        return "depthwise_conv2d"
+    if g.oh * g.ow < PLANE_PIXELS:
+        return None
+    if _is_grouped(g):
+        return "planar_conv2d"
     plain = (g.r, g.s, g.stride_h, g.stride_w, g.groups) == (1, 1, 1, 1, 1)
-    return pointwise if plain and (g.h, g.w) == (g.oh, g.ow) and g.h * g.w >= PLANE_PIXELS else None
+    return "pointwise_conv2d" if plain and (g.h, g.w) == (g.oh, g.ow) else None
 
 
 def planes_conv2d(
     b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buffer, w: Buffer, bias: Optional
 ) -> bool:
     """`conv2d` on contiguous planes; False, and no call, where only transposed ones can be convolved."""
-    kernel = _planes_path(g, "depthwise_conv2d", "pointwise_conv2d")
+    kernel = _planes_path(g)
     if kernel is not None:
         b.call(kernel, [y, x, w, bias], _conv_work(g), **asdict(g), **strides)
     return kernel is not None
@@ -213,13 +217,13 @@ def planes_conv2d_backward(
     b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dw: Buffer, db: Buffer,
     dy: Buffer, x: Buffer, w: Buffer,
 ) -> bool:  # fmt: skip
-    """All gradients on contiguous planes; False as in `planes_conv2d`."""
-    kernel = _planes_path(g, "depthwise_conv2d_backward_data", "pointwise_conv2d_backward_data")
-    if kernel is not None:
-        b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides)
-        kernel = _planes_path(g, "depthwise_conv2d_backward_weights", "pointwise_conv2d_backward_weights")
-        b.call(kernel, [dw, db, x, dy], _conv_work(g), **asdict(g), **strides)
-    return kernel is not None
+    """All gradients on contiguous planes; False as in `planes_conv2d`, and with groups and a stride."""
+    kernel = _planes_path(g)
+    if kernel is None or (kernel == "planar_conv2d" and (g.stride_h, g.stride_w) != (1, 1)):
+        return False
+    b.call(f"{kernel}_backward_data", [dx, dy, w], _conv_work(g), **asdict(g), **strides)
+    b.call(f"{kernel}_backward_weights", [dw, db, x, dy], _conv_work(g), **asdict(g), **strides)
+    return True
 
 
 def column_sums(b: PlanBuilder, rows: int, columns: int, out: Buffer, x: Buffer) -> None:

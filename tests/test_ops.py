@@ -426,6 +426,23 @@ def test_conv2d_of_groups_with_wide_rows():
     check_conv2d((1, 16, 2, 521), (16, 8, 1, 3), groups=2, stride=2)
 
 
+@pytest.mark.parametrize(("channels", "filters"), [(1, 2), (3, 1), (1, 5), (4, 4), (5, 7), (8, 8), (17, 3), (32, 18)])
+def test_conv2d_of_small_groups_on_planes(channels, filters):
+    """Contiguous planes of 256 outputs and more: rows that follow each other and rows that begin a vector, one band of
+    rows and several, several slices of a sum, padding beyond the kernel's reach, and strides, which only forward takes."""
+    for n, groups, plane, kernel, options in (
+        (2, 3, (16, 17), (3, 3), {"padding": 1}),
+        (1, VL + 1, (9, 4 * VL), (2, 3), {"padding": ((0, 1), (2, 0))}),
+        (1, 2, (1, 300), (1, 5), {"padding": (0, 2)}),
+        (1, 2, (60, 70), (3, 3), {"padding": 2, "dilation": 2}),
+        (1, 2, (17, 15), (1, 1), {"padding": 3}),
+        (1, 3, (40, 33), (3, 3), {"padding": 1, "stride": (2, 1)}),
+        (2, 2, (33, 40), (3, 2), {"padding": 1, "stride": (1, 2)}),
+    ):
+        shape = (n, groups * channels, *plane)
+        check_conv2d(shape, (groups * filters, channels, *kernel), groups=groups, **options)
+
+
 def test_conv2d_of_groups_lets_a_nan_out_only_where_its_window_reaches():
     for channels in (1, 4, 16):
         x, w = np.zeros((1, 5 * channels, 6, 6), np.float32), normal((5 * channels, channels, 3, 3))

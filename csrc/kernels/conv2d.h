@@ -62,13 +62,16 @@ static void take_row_taps(const pycnn_conv2d *d, axis *v, axis *h)
     *h = (axis){ padded_w(d), d->ow, 1, d->stride_w, 1, 0, 0 };
 }
 
+/* From a group's weights to the next group's. */
+static int64_t group_weights(const pycnn_conv2d *d) { return d->k / d->groups * d->w_k; }
+
 static product conv2d_product(const pycnn_conv2d *d)
 {
     product p = {
         .images = d->n, .groups = d->groups, .len = d->c / d->groups, .columns = d->k / d->groups,
         .v = vertical(d), .h = horizontal(d), .in_pixel = d->c, .in_channel = 1, .out_pixel = d->k,
         .w_tap = d->w_tap, .inner = d->c / d->groups, .w_inner = d->w_c, .w_column = d->w_k,
-        .w_group = d->k / d->groups * d->w_k, .alpha = 1,
+        .w_group = group_weights(d), .alpha = 1,
         .prepacked = d->prepacked, .epilogue = d->epilogue, .planes = d->planes,
     };
     if (uses_row_taps(d)) {
@@ -133,14 +136,16 @@ static int64_t conv2d_slices(const pycnn_conv2d *d)
     return uses_row_taps(d) && fits_row_taps(&p) ? row_tap_blocks(&p) : product_slices(&p);
 }
 
-static int64_t y_floats(const pycnn_conv2d *d) { return pixels_floats(d->planes, d->n, d->oh * d->ow, d->k); }
+static planar_conv planar_forward(const pycnn_conv2d *d) { return planar_of(d, group_weights(d), 0, (int)d->planes); }
 
 static int64_t conv2d_workspace(const void *desc, int64_t threads)
 {
     const pycnn_conv2d *d = desc;
     const int64_t own = moments_floats(conv2d_slices(d), d->k);
-    if (is_planar(d))
-        return (own + y_floats(d)) * (int64_t)sizeof(float) + planar_workspace(d, threads);
+    if (is_planar(d)) {
+        const planar_conv p = planar_forward(d);
+        return own * (int64_t)sizeof(float) + planar_workspace(&p, threads);
+    }
     const product p = conv2d_product(d);
     return (own + padded_floats(d)) * (int64_t)sizeof(float) + product_workspace(&p, threads);
 }
@@ -154,7 +159,7 @@ static void run_product(const pycnn_conv2d *d, product p, const float *x, float 
         product_run(&p, workspace + padded_floats(d));
 }
 
-/* y, mean, variance (both of y, or NULL), x, w, bias or NULL, packed w or NULL */
+/* y, mean, variance (both of y, which is no planes then, or NULL), x, w, bias or NULL, packed w or NULL */
 static void conv2d(const void *desc, void *const *args)
 {
     const pycnn_conv2d *d = desc;
@@ -162,12 +167,10 @@ static void conv2d(const void *desc, void *const *args)
     const moments m = moments_at(args[7], slices, d->k);
     float *y = args[0], *workspace = (float *)args[7] + moments_floats(slices, d->k);
     if (is_planar(d)) {
-        float *pixels = d->planes ? workspace : y;
-        planar_run(d, pixels, args[3], args[4], args[5], workspace + y_floats(d));
+        const planar_conv p = planar_forward(d);
+        planar_run(&p, y, args[3], args[4], args[5], workspace);
         if (d->measures)
-            take_moments(&m, pixels, d->n * d->oh * d->ow);
-        if (d->planes)
-            order_in_planes(pixels, y, d->n, d->oh * d->ow, d->k);
+            take_moments(&m, y, d->n * d->oh * d->ow);
     } else {
         product p = conv2d_product(d);
         p.out = y;
@@ -188,7 +191,7 @@ static product backward_data_product(const pycnn_conv2d *d)
         .v = reversed(vertical(d)), .h = reversed(horizontal(d)),
         .in_pixel = d->k, .in_channel = 1, .out_pixel = d->c,
         .w_tap = d->w_tap, .inner = d->k / d->groups, .w_inner = d->w_k, .w_column = d->w_c,
-        .w_group = d->k / d->groups * d->w_k, .alpha = 1,
+        .w_group = group_weights(d), .alpha = 1,
         .planes = d->planes && d->stride_h == 1 && d->stride_w == 1,
     };
 }
@@ -211,6 +214,11 @@ static pycnn_conv2d turned(const pycnn_conv2d *d)
     t.w_tap = -d->w_tap, t.w_c = d->w_k, t.w_k = d->w_c;
     return t;
 }
+static planar_conv planar_backward(const pycnn_conv2d *d, int from_planes, int to_planes)
+{
+    const pycnn_conv2d t = turned(d);
+    return planar_of(&t, group_weights(d), from_planes, to_planes);
+}
 static const float *turned_weights(const pycnn_conv2d *d, const float *w) { return w + (d->r * d->s - 1) * d->w_tap; }
 
 /* Of many filters, few_channels.h copies less. */
@@ -223,16 +231,18 @@ static int is_planar_data(const pycnn_conv2d *d)
 static int64_t dx_floats(const pycnn_conv2d *d)
 {
     const product p = backward_data_product(d);
-    const int at_once = p.planes && !is_planar_data(d) && !has_few_channels(d);
+    const int at_once = is_planar_data(d) || (p.planes && !has_few_channels(d));
     return pixels_floats(d->planes && !at_once, d->n, d->h * d->w, d->c);
 }
 
 static int64_t conv2d_backward_data_workspace(const void *desc, int64_t threads)
 {
-    const pycnn_conv2d *d = desc, t = turned(d);
+    const pycnn_conv2d *d = desc;
     const int64_t own = dx_floats(d) * (int64_t)sizeof(float);
-    if (is_planar_data(d))
-        return own + planar_workspace(&t, threads);
+    if (is_planar_data(d)) {
+        const planar_conv p = planar_backward(d, 0, (int)d->planes);
+        return planar_workspace(&p, threads);
+    }
     if (has_few_channels(d))
         return own + spread_workspace(d, threads);
     const product p = backward_data_product(d);
@@ -242,12 +252,13 @@ static int64_t conv2d_backward_data_workspace(const void *desc, int64_t threads)
 /* dx, dy, w */
 static void conv2d_backward_data(const void *desc, void *const *args)
 {
-    const pycnn_conv2d *d = desc, t = turned(d);
+    const pycnn_conv2d *d = desc;
     const int64_t own = dx_floats(d);
     float *dx = own > 0 ? args[3] : args[0], *workspace = (float *)args[3] + own;
-    if (is_planar_data(d))
-        planar_run(&t, dx, args[1], turned_weights(d, args[2]), NULL, workspace);
-    else if (has_few_channels(d)) {
+    if (is_planar_data(d)) {
+        const planar_conv p = planar_backward(d, 0, (int)d->planes);
+        planar_run(&p, dx, args[1], turned_weights(d, args[2]), NULL, workspace);
+    } else if (has_few_channels(d)) {
         const axis h = reversed(horizontal(d));
         spread_run(d, &h, dx, args[1], args[2], workspace);
     } else {
@@ -267,7 +278,7 @@ static outer backward_weights_outer(const pycnn_conv2d *d)
         .images = d->n, .groups = d->groups, .len = d->c / d->groups, .columns = d->k / d->groups,
         .v = vertical(d), .h = horizontal(d), .x_pixel = d->c, .dy_pixel = d->k,
         .w_tap = d->w_tap, .inner = d->c / d->groups, .w_inner = d->w_c, .w_column = d->w_k,
-        .w_group = d->k / d->groups * d->w_k,
+        .w_group = group_weights(d),
     };
     if (uses_row_taps(d)) {
         take_row_taps(d, &p.v, &p.h);
@@ -285,8 +296,10 @@ static outer backward_weights_outer(const pycnn_conv2d *d)
 
 static int64_t conv2d_backward_weights_workspace(const void *desc, int64_t threads)
 {
-    if (is_planar_gradient(desc))
-        return planar_weights_workspace(desc, threads);
+    if (is_planar_gradient(desc)) {
+        const planar_conv p = planar_forward(desc);
+        return planar_weights_workspace(&p, threads);
+    }
     const outer p = backward_weights_outer(desc);
     return padded_floats(desc) * (int64_t)sizeof(float) + outer_workspace(&p, threads);
 }
@@ -296,7 +309,8 @@ static void conv2d_backward_weights(const void *desc, void *const *args)
 {
     const pycnn_conv2d *d = desc;
     if (is_planar_gradient(d)) {
-        planar_weights_run(d, args[0], args[1], args[2], args[3]);
+        const planar_conv p = planar_forward(d);
+        planar_weights_run(&p, args[0], NULL, args[1], args[2], args[3]);
         return;
     }
     outer p = backward_weights_outer(d);
@@ -305,4 +319,47 @@ static void conv2d_backward_weights(const void *desc, void *const *args)
     p.x = uses_row_taps(d) ? pad_images(d, args[1], workspace) : args[1];
     p.dy = args[2];
     outer_run(&p, workspace + padded_floats(d));
+}
+
+/* Convolution in groups of few channels and filters, on contiguous planes: planar.h takes and makes them as they are. */
+
+static planar_conv planes_forward(const pycnn_conv2d *d) { return planar_of(d, group_weights(d), 1, 1); }
+
+static int64_t planar_conv2d_workspace(const void *desc, int64_t threads)
+{
+    const planar_conv p = planes_forward(desc);
+    return planar_workspace(&p, threads);
+}
+
+/* y, x, w, bias or NULL */
+static void planar_conv2d(const void *desc, void *const *args)
+{
+    const planar_conv p = planes_forward(desc);
+    planar_run(&p, args[0], args[1], args[2], args[3], args[4]);
+}
+
+static int64_t planar_conv2d_backward_data_workspace(const void *desc, int64_t threads)
+{
+    const planar_conv p = planar_backward(desc, 1, 1);
+    return planar_workspace(&p, threads);
+}
+
+/* dx, dy, w; of stride 1 */
+static void planar_conv2d_backward_data(const void *desc, void *const *args)
+{
+    const planar_conv p = planar_backward(desc, 1, 1);
+    planar_run(&p, args[0], args[1], turned_weights(desc, args[2]), NULL, args[3]);
+}
+
+static int64_t planar_conv2d_backward_weights_workspace(const void *desc, int64_t threads)
+{
+    const planar_conv p = planes_forward(desc);
+    return planar_weights_workspace(&p, threads);
+}
+
+/* dw, db, x, dy */
+static void planar_conv2d_backward_weights(const void *desc, void *const *args)
+{
+    const planar_conv p = planes_forward(desc);
+    planar_weights_run(&p, args[0], args[1], args[2], args[3], args[4]);
 }

@@ -8,11 +8,11 @@
  *     y[k][vector]  = sum over taps: w[tap][k] * planes[place[vector] + offset[tap]]
  *     dw[tap][k]    = sum over vectors, their lanes: planes[place[vector] + offset[tap]] * dy[k][vector]
  *
- *     for each image, band of its rows of outputs:                                      shared among threads
+ *     for each image, group, band of its rows of outputs:                               shared among threads
  *         copy its part of x to planes                                                  L1 or L2
  *         forward:  for each tile of filters, of vectors: sum over taps                 accumulators in registers
- *                   transpose y's planes to pixels
- *         gradient: transpose dy's pixels to planes, zeros between the rows
+ *                   y's planes to their places, or transposed to pixels
+ *         gradient: dy to planes, zeros between the rows
  *                   for each tile of filters, of taps: sum over vectors, add to the slice's sums
  *
  * A row of outputs begins a vector of its own, or, where that needs fewer vectors, the rows of outputs follow each
@@ -28,6 +28,34 @@ typedef struct {
     int64_t bands, rows, x_rows;                  /* of an image; rows of outputs in the longest band, and of x */
     int64_t vectors, y_plane, x_floats, y_floats, packed, own;
 } planar_cut;
+
+/* Floats from image to image of an array, from group to group, row to row, pixel to pixel, channel to channel. */
+typedef struct { int64_t image, group, row, pixel, channel; } image_steps;
+
+/* What is convolved: `d` is of one group, its channels and filters; w_group: from its weights to the next group's. */
+typedef struct {
+    pycnn_conv2d d;
+    int64_t groups, w_group;
+    image_steps x, y;
+} planar_conv;
+
+/* Of an array of so many channels in all, in contiguous planes or channels-last. */
+static image_steps steps_of(int64_t channels, int64_t groups, int64_t h, int64_t w, int planes)
+{
+    const int64_t image = channels * h * w;
+    return planes ? (image_steps){ image, image / groups, w, 1, h * w }
+                  : (image_steps){ image, channels / groups, w * channels, channels, 1 };
+}
+
+static planar_conv planar_of(const pycnn_conv2d *d, int64_t w_group, int x_planes, int y_planes)
+{
+    planar_conv p = { .d = *d, .groups = d->groups, .w_group = w_group,
+                      .x = steps_of(d->c, d->groups, d->h, d->w, x_planes),
+                      .y = steps_of(d->k, d->groups, d->oh, d->ow, y_planes) };
+    p.d.c /= d->groups;
+    p.d.k /= d->groups;
+    return p;
+}
 
 /* Vectors of some rows of outputs. */
 INLINE int64_t planar_vectors(const pycnn_conv2d *d, const planar_cut *c, int64_t rows)
@@ -65,24 +93,26 @@ static int fits_planar(const pycnn_conv2d *d)
     return c.x_floats <= MOST_PLANAR_FLOATS && 3 * lanes <= 4 * d->oh * d->ow * round_up(d->k, VL);
 }
 
-static int64_t planar_workspace(const pycnn_conv2d *d, int64_t threads)
+static int64_t planar_workspace(const planar_conv *p, int64_t threads)
 {
-    const planar_cut c = cut_planar(d);
-    return (c.packed + threads * c.own) * (int64_t)sizeof(float);
+    const planar_cut c = cut_planar(&p->d);
+    return (p->groups * c.packed + threads * c.own) * (int64_t)sizeof(float);
 }
 
 /* What a thread works with: a band of an image is rows oh0..oh0 + rows of its outputs. */
 typedef struct {
-    const pycnn_conv2d *d;
+    const planar_conv *conv;
+    const pycnn_conv2d *d;                        /* the convolution's */
     const planar_cut *c;
     float *x, *y;                                 /* planes; y: of the outputs, or their gradients */
     int64_t *place, *offset;
-    int64_t image, oh0, rows;
+    int64_t image, group, oh0, rows;
 } planar;
 
-static planar start_planar(const pycnn_conv2d *d, const planar_cut *c, float *own)
+static planar start_planar(const planar_conv *conv, const planar_cut *c, float *own)
 {
-    planar p = { .d = d, .c = c, .x = own, .y = own + c->x_floats };
+    const pycnn_conv2d *d = &conv->d;
+    planar p = { .conv = conv, .d = d, .c = c, .x = own, .y = own + c->x_floats };
     p.place = (int64_t *)(p.y + c->y_floats);
     p.offset = p.place + c->vectors;
     memset(own, 0, sizeof(float) * (size_t)(c->x_floats + c->y_floats));
@@ -99,14 +129,15 @@ static planar start_planar(const pycnn_conv2d *d, const planar_cut *c, float *ow
     return p;
 }
 
-static void find_planar_band(planar *p, int64_t task, int64_t bands)
+static void find_planar_band(planar *p, int64_t group, int64_t task, int64_t bands)
 {
+    p->group = group;
     p->image = task / bands;
     p->oh0 = part_start(p->d->oh, task % bands, bands);
     p->rows = part_start(p->d->oh, task % bands + 1, bands) - p->oh0;
 }
 
-/* planes[c][i] = pixels[i * step][c] for `channels` that lie next to each other. */
+/* planes[c][i] = pixels[i * step + c] */
 static void pixels_to_planes(const float *pixels, int64_t step, float *planes, int64_t plane, int64_t n,
                              int64_t channels)
 {
@@ -115,32 +146,47 @@ static void pixels_to_planes(const float *pixels, int64_t step, float *planes, i
     else if (channels == 1)
         for (int64_t i = 0; i < n; i++)
             planes[i] = pixels[i * step];
-    else if (channels == 2 && step == 1)
+    else if (channels == 2 && step == 2)
         split(pixels, planes, plane, n, 2);
-    else if (channels == 3 && step == 1)
+    else if (channels == 3 && step == 3)
         split(pixels, planes, plane, n, 3);
     else
-        transpose_matrix(pixels, step * channels, planes, plane, n, channels);
+        transpose_matrix(pixels, step, planes, plane, n, channels);
 }
 
-static void planes_to_pixels(const float *planes, int64_t plane, float *pixels, int64_t n, int64_t channels)
+/* pixels[i * step + c] = planes[c][i] */
+static void planes_to_pixels(const float *planes, int64_t plane, float *pixels, int64_t step, int64_t n,
+                             int64_t channels)
 {
-    if (channels == 1)
+    if (channels == 1 && step == 1)
         copy_floats(pixels, planes, n);
-    else if (channels == 2)
+    else if (channels == 2 && step == 2)
         interleave(planes, plane, pixels, n, 2);
-    else if (channels == 3)
+    else if (channels == 3 && step == 3)
         interleave(planes, plane, pixels, n, 3);
     else
-        transpose_matrix(planes, plane, pixels, channels, channels, n);
+        transpose_matrix(planes, plane, pixels, step, channels, n);
+}
+
+/* Part of a row of an array to planes: n pixels, of which it takes every `stride`-th. */
+static void row_to_planes(const image_steps *steps, const float *from, int64_t stride, float *to, int64_t plane,
+                          int64_t n, int64_t channels)
+{
+    if (steps->channel == 1) {
+        pixels_to_planes(from, stride * steps->pixel, to, plane, n, channels);
+        return;
+    }
+    for (int64_t c = 0; c < channels; c++)
+        pixels_to_planes(from + c * steps->channel, stride, to + c * plane, plane, n, 1);
 }
 
 static void fill_planes(const planar *p, const float *x)
 {
     const pycnn_conv2d *d = p->d;
+    const image_steps *steps = &p->conv->x;
     const int64_t pitch = p->c->pitch, plane = p->c->x_rows * pitch, above = p->oh0 * d->stride_h - d->pad_top;
     const int64_t rows = (p->rows - 1) * d->stride_h + (d->r - 1) * d->dilation_h + 1;
-    const float *image = x + p->image * d->h * d->w * d->c;
+    const float *image = x + p->image * steps->image + p->group * steps->group;
     for (int64_t phase = 0; phase < p->c->phases; phase++) {
         const int64_t left = phase - d->pad_left;
         const int64_t first = MAX(0, ceil_div(-left, d->stride_w));
@@ -151,8 +197,8 @@ static void fill_planes(const planar *p, const float *x)
                 continue;
             float *to = p->x + phase * plane + row * pitch + first;
             if (inside(ih, d->h))
-                pixels_to_planes(image + (ih * d->w + first * d->stride_w + left) * d->c, d->stride_w, to,
-                                 p->c->phases * plane, n, d->c);
+                row_to_planes(steps, image + ih * steps->row + (first * d->stride_w + left) * steps->pixel,
+                              d->stride_w, to, p->c->phases * plane, n, d->c);
             else
                 for (int64_t channel = 0; channel < d->c; channel++)
                     clear_floats(to + channel * p->c->phases * plane, n);
@@ -256,17 +302,20 @@ PLANAR_FUNCTIONS(planar_gradient, 1)
 
 INLINE int64_t planar_tiles(const pycnn_conv2d *d) { return ceil_div(d->k, PLANAR_FILTERS); }
 
-/* [tile of filters][tap][filters] */
-static void pack_planar(const pycnn_conv2d *d, const float *w, float *packed)
+/* [group][tile of filters][tap][filters] */
+static void pack_planar(const planar_conv *p, int64_t group_floats, const float *w, float *packed)
 {
+    const pycnn_conv2d *d = &p->d;
     const int64_t tiles = planar_tiles(d), area = d->r * d->s;
 #pragma omp for schedule(static)
-    for (int64_t tile = 0; tile < tiles; tile++) {
+    for (int64_t task = 0; task < p->groups * tiles; task++) {
+        const int64_t group = task / tiles, tile = task % tiles;
         const int64_t first = part_start(d->k, tile, tiles), end = part_start(d->k, tile + 1, tiles);
-        float *to = packed + first * d->c * area;
+        const float *from = w + group * p->w_group;
+        float *to = packed + group * group_floats + first * d->c * area;
         for (int64_t tap = 0; tap < d->c * area; tap++)
             for (int64_t k = first; k < end; k++)
-                *to++ = w[tap / area * d->w_c + tap % area * d->w_tap + k * d->w_k];
+                *to++ = from[tap / area * d->w_c + tap % area * d->w_tap + k * d->w_k];
     }
 }
 
@@ -290,37 +339,55 @@ static void sum_taps(const planar *p, const float *packed, const float *bias)
     }
 }
 
-static void planar_run(const pycnn_conv2d *d, float *y, const float *x, const float *w, const float *bias,
-                       float *workspace)
+/* A band of y from its planes. */
+static void store_band(const planar *p, float *y)
 {
-    const planar_cut c = cut_planar(d);
-    planar p = start_planar(d, &c, workspace + c.packed + omp_get_thread_num() * c.own);
-    pack_planar(d, w, workspace);
-    const int64_t wanted = ceil_div(TASKS_A_THREAD * (omp_get_num_threads() - 1), MAX(1, d->n));
-    const int64_t bands = MAX(c.bands, MIN(d->oh, wanted));
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < d->n * bands; task++) {
-        find_planar_band(&p, task, bands);
-        fill_planes(&p, x);
-        sum_taps(&p, workspace, bias);
-        int64_t rows, width;
-        join_planar_rows(&p, &rows, &width);
-        for (int64_t row = 0; row < rows; row++)
-            planes_to_pixels(p.y + row * c.y_pitch, c.y_plane,
-                             y + ((p.image * d->oh + p.oh0) * d->ow + row * width) * d->k, width, d->k);
+    const pycnn_conv2d *d = p->d;
+    const image_steps *steps = &p->conv->y;
+    int64_t rows, width;
+    join_planar_rows(p, &rows, &width);
+    for (int64_t row = 0; row < rows; row++) {
+        const float *from = p->y + row * p->c->y_pitch;
+        float *to = y + p->image * steps->image + p->group * steps->group + p->oh0 * steps->row +
+                    row * width * steps->pixel;
+        if (steps->channel == 1)
+            planes_to_pixels(from, p->c->y_plane, to, steps->pixel, width, d->k);
+        else
+            for (int64_t k = 0; k < d->k; k++)
+                copy_floats(to + k * steps->channel, from + k * p->c->y_plane, width);
     }
 }
 
-/* dy's pixels of the band to planes; all between and behind its rows is zero. */
+static void planar_run(const planar_conv *conv, float *y, const float *x, const float *w, const float *bias,
+                       float *workspace)
+{
+    const pycnn_conv2d *d = &conv->d;
+    const planar_cut c = cut_planar(d);
+    planar p = start_planar(conv, &c, workspace + conv->groups * c.packed + omp_get_thread_num() * c.own);
+    pack_planar(conv, c.packed, w, workspace);
+    const int64_t parts = d->n * conv->groups, wanted = ceil_div(TASKS_A_THREAD * (omp_get_num_threads() - 1), parts);
+    const int64_t bands = MAX(c.bands, MIN(d->oh, wanted));
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < parts * bands; task++) {
+        const int64_t image = task / bands / conv->groups, band = task % bands;
+        find_planar_band(&p, task / bands % conv->groups, image * bands + band, bands);
+        fill_planes(&p, x);
+        sum_taps(&p, workspace + p.group * c.packed, bias ? bias + p.group * d->k : NULL);
+        store_band(&p, y);
+    }
+}
+
+/* dy of the band to planes; all between and behind its rows is zero. */
 static void fill_gradients(const planar *p, const float *dy)
 {
     const pycnn_conv2d *d = p->d;
+    const image_steps *steps = &p->conv->y;
     const int64_t plane = p->c->y_plane, pitch = p->c->y_pitch;
+    const float *from = dy + p->image * steps->image + p->group * steps->group + p->oh0 * steps->row;
     int64_t rows, width;
     join_planar_rows(p, &rows, &width);
     for (int64_t row = 0; row < rows; row++)
-        pixels_to_planes(dy + ((p->image * d->oh + p->oh0) * d->ow + row * width) * d->k, 1, p->y + row * pitch,
-                         plane, width, d->k);
+        row_to_planes(steps, from + row * width * steps->pixel, 1, p->y + row * pitch, plane, width, d->k);
     const int64_t end = (rows - 1) * pitch + width, last = planar_vectors(d, p->c, p->rows) * VL;
     for (int64_t k = 0; k < d->k; k++)
         clear_floats(p->y + k * plane + end, last - end);
@@ -346,42 +413,76 @@ static void sum_vectors(const planar *p, float *sums)
     }
 }
 
-/* By shapes alone. */
-static int64_t planar_slices(const pycnn_conv2d *d, const planar_cut *c)
+/* Adds a band's part to sums[k][lane], those of dy. */
+static void sum_gradients(const planar *p, float *sums)
 {
+    const int64_t vectors = planar_vectors(p->d, p->c, p->rows);
+    for (int64_t k = 0; k < p->d->k; k++) {
+        vec sum = load(sums + k * VL);
+        for (int64_t i = 0; i < vectors; i++)
+            sum = sum + load(p->y + k * p->c->y_plane + i * VL);
+        store(sums + k * VL, sum);
+    }
+}
+
+/* Of a group, by shapes alone. */
+static int64_t planar_slices(const planar_conv *p, const planar_cut *c)
+{
+    const pycnn_conv2d *d = &p->d;
     const int64_t work = d->n * d->oh * d->ow * d->k * c->taps;
-    return MAX(1, MIN(MIN(PLANAR_SLICES, d->n * c->bands), work / PLANAR_SLICE_WORK));
+    return MAX(1, MIN(MIN(ceil_div(PLANAR_SLICES, p->groups), d->n * c->bands), work / PLANAR_SLICE_WORK));
 }
 
-static int64_t planar_weights_workspace(const pycnn_conv2d *d, int64_t threads)
+/* A slice's sums: of each filter and tap, then of each filter's dy. */
+INLINE int64_t planar_sums_floats(const planar_conv *p, const planar_cut *c) { return p->d.k * (c->taps + 1) * VL; }
+
+static int64_t planar_weights_workspace(const planar_conv *p, int64_t threads)
 {
-    const planar_cut c = cut_planar(d);
-    return (planar_slices(d, &c) * d->k * c.taps * VL + threads * c.own) * (int64_t)sizeof(float);
+    const planar_cut c = cut_planar(&p->d);
+    const int64_t sums = p->groups * planar_slices(p, &c) * planar_sums_floats(p, &c);
+    return (line_floats(sums) + threads * c.own) * (int64_t)sizeof(float);
 }
 
-static void planar_weights_run(const pycnn_conv2d *d, float *dw, const float *x, const float *dy, float *workspace)
+/* db may be NULL. */
+static void add_planar_slices(const planar_conv *p, const planar_cut *c, const float *sums, float *dw, float *db)
 {
-    const planar_cut c = cut_planar(d);
-    const int64_t slices = planar_slices(d, &c), floats = d->k * c.taps * VL, all = d->n * c.bands;
+    const pycnn_conv2d *d = &p->d;
+    const int64_t slices = planar_slices(p, c), floats = planar_sums_floats(p, c), results = d->k * (c->taps + 1);
     const int64_t area = d->r * d->s;
-    planar p = start_planar(d, &c, workspace + slices * floats + omp_get_thread_num() * c.own);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < p->groups * results; i++) {
+        const int64_t group = i / results, k = i % results / c->taps, tap = i % results % c->taps;
+        const float *from = sums + group * slices * floats + i % results * VL;
+        vec sum = load(from);
+        for (int64_t slice = 1; slice < slices; slice++)
+            sum = sum + load(from + slice * floats);
+        if (k < d->k)
+            dw[group * p->w_group + tap / area * d->w_c + tap % area * d->w_tap + k * d->w_k] = lane_sum(sum);
+        else if (db)
+            db[group * d->k + i % results - d->k * c->taps] = lane_sum(sum);
+    }
+}
+
+static void planar_weights_run(const planar_conv *conv, float *dw, float *db, const float *x, const float *dy,
+                               float *workspace)
+{
+    const planar_cut c = cut_planar(&conv->d);
+    const int64_t slices = planar_slices(conv, &c), floats = planar_sums_floats(conv, &c), all = conv->d.n * c.bands;
+    planar p = start_planar(conv, &c, workspace + line_floats(conv->groups * slices * floats) +
+                                          omp_get_thread_num() * c.own);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t slice = 0; slice < slices; slice++) {
-        float *sums = workspace + slice * floats;
+    for (int64_t part = 0; part < conv->groups * slices; part++) {
+        const int64_t group = part / slices, slice = part % slices;
+        float *sums = workspace + part * floats;
         memset(sums, 0, sizeof(float) * (size_t)floats);
         for (int64_t task = part_start(all, slice, slices); task < part_start(all, slice + 1, slices); task++) {
-            find_planar_band(&p, task, c.bands);
+            find_planar_band(&p, group, task, c.bands);
             fill_planes(&p, x);
             fill_gradients(&p, dy);
             sum_vectors(&p, sums);
+            if (db)
+                sum_gradients(&p, sums + conv->d.k * c.taps * VL);
         }
     }
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < d->k * c.taps; i++) {
-        vec sum = load(workspace + i * VL);
-        for (int64_t slice = 1; slice < slices; slice++)
-            sum = sum + load(workspace + slice * floats + i * VL);
-        const int64_t k = i / c.taps, tap = i % c.taps;
-        dw[tap / area * d->w_c + tap % area * d->w_tap + k * d->w_k] = lane_sum(sum);
-    }
+    add_planar_slices(conv, &c, workspace, dw, db);
 }
