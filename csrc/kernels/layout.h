@@ -151,6 +151,19 @@ static void store_planes(const float *from, int64_t from_row, float *out, int64_
     }
 }
 
+/* Calls into L2 what store_planes will write of the first pixel's image: so many planes are more than a processor sees
+ * coming. */
+static void prefetch_planes(float *out, int64_t plane, int64_t all, int64_t first, int64_t pixels, int64_t channel,
+                            int64_t channels)
+{
+    enum { LINE = 16 };
+    float *to = out + (first / plane * all + channel) * plane + first % plane;
+    const int64_t run = MIN(pixels, plane - first % plane);
+    for (int64_t c = 0; c < channels; c++, to += plane)
+        for (int64_t i = 0; i < run; i += LINE)
+            __builtin_prefetch(to + i, 1, 2);
+}
+
 /* to[j * n + i] = from[i * stride + j] for i < n, j < length. */
 INLINE void interleave(const float *restrict from, int64_t stride, float *restrict to, int64_t length, int64_t n)
 {

@@ -91,6 +91,8 @@ static void run_windows(const product *p, const float *packed, int64_t block, in
         const int vectors = panel_vectors(p->columns, panel);
         float *y = p->planes ? outputs : p->out + first * p->out_pixel + panel * PANEL;
         s.columns = MIN(PANEL, p->columns - panel * PANEL);
+        if (p->planes)
+            prefetch_planes(p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL, s.columns);
         s.bias = p->bias ? p->bias + panel * PANEL : NULL;
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t start = part_start(pixels, t, tiles), rows = part_start(pixels, t + 1, tiles) - start;
