@@ -40,6 +40,7 @@ static pointwise pointwise_of(const pycnn_conv2d *d, int backward)
     return p;
 }
 
+INLINE int64_t pointwise_blocks(const pointwise *p) { return ceil_div(panels(p->pixels), PLANE_PANELS); }
 INLINE int64_t panels_floats(const pointwise *p) { return line_floats(PLANE_PANELS * p->longest * PANEL); }
 
 static int64_t pointwise_bytes(const pointwise *p, int64_t threads)
@@ -62,14 +63,14 @@ static void copy_filters(const pointwise *p, const float *w, const float *bias, 
     }
 }
 
-/* Planes l0..l1 of some panels, which begin `panel_floats` apart. */
-static void copy_planes(const pointwise *p, const float *x, int64_t l0, int64_t l1, int64_t first, int64_t last,
-                        float *to, int64_t panel_floats)
+/* Some planes, from panel `first` on, where x is, to `last`, to panels that begin `panel_floats` apart. */
+static void copy_planes(const pointwise *p, const float *x, int64_t planes, int64_t first, int64_t last, float *to,
+                        int64_t panel_floats)
 {
     const int64_t whole = MIN(last, p->pixels / PANEL);
-    for (int64_t l = l0; l < l1; l++) {
-        const float *from = x + l * p->pixels + first * PANEL;
-        float *panel = to + (l - l0) * PANEL;
+    for (int64_t l = 0; l < planes; l++) {
+        const float *from = x + l * p->pixels;
+        float *panel = to + l * PANEL;
         for (int64_t i = first; i < whole; i++, from += PANEL, panel += panel_floats) {
             store(panel, load(from));
             store(panel + VL, load(from + VL));
@@ -83,8 +84,16 @@ static void copy_planes(const pointwise *p, const float *x, int64_t l0, int64_t 
     }
 }
 
-/* Tiles of some rows, over floats first..first + len of each row in memory, times a panel with these vectors. */
-typedef struct { const float *x; int64_t x_row; float *y; int64_t y_row, first_row, last_row, columns; } row_tiles;
+/* Tiles of some rows, over floats first..first + len of each row in memory, times a panel with these vectors; they call
+ * into L2 what is to be copied next, a line of each of `next_rows` rows. */
+typedef struct {
+    const float *x;
+    int64_t x_row;
+    float *y;
+    int64_t y_row, first_row, last_row, columns;
+    const float *next;
+    int64_t next_row, next_rows;
+} row_tiles;
 
 INLINE void run_rows(const row_tiles *r, const float *panel, int64_t first, int64_t len, int64_t column, int adds)
 {
@@ -101,6 +110,8 @@ INLINE void run_rows(const row_tiles *r, const float *panel, int64_t first, int6
             x[i] = r->x + (start + i) * r->x_row;
             y[i] = r->y + (start + i) * r->y_row;
         }
+        for (int64_t i = part_start(r->next_rows, t, tiles); i < part_start(r->next_rows, t + 1, tiles); i++)
+            __builtin_prefetch(r->next + i * r->next_row, 0, 2);
         const tile_input in = { .taps = 1, .tap = &only_tap, .x = x };
         const tile_range range = { .first = first, .len = len, .w_row = PANEL,
                                    .ahead = count * r->x_row * (int64_t)sizeof(float) };
@@ -109,30 +120,48 @@ INLINE void run_rows(const row_tiles *r, const float *panel, int64_t first, int6
     }
 }
 
+/* A block of panels of an image's pixels, and the planes of a chunk. */
+typedef struct { int64_t image, first, last, l0, l1; } pointwise_part;
+
+/* Part number i: the chunks of a block one after another. */
+static pointwise_part find_part(const pointwise *p, int64_t i)
+{
+    const int64_t all = panels(p->pixels), blocks = pointwise_blocks(p);
+    const int64_t chunk = i % p->chunks, block = i / p->chunks % blocks;
+    return (pointwise_part){ i / p->chunks / blocks, part_start(all, block, blocks), part_start(all, block + 1, blocks),
+                             part_start(p->len, chunk, p->chunks), part_start(p->len, chunk + 1, p->chunks) };
+}
+
+INLINE const float *part_planes(const pointwise *p, const pointwise_part *part, const float *x)
+{
+    return x + (part->image * p->len + part->l0) * p->pixels + part->first * PANEL;
+}
+
 static void run_pointwise(const pointwise *p, float *y, const float *x, const float *w, const float *bias,
                           float *workspace)
 {
-    const int64_t all = panels(p->pixels), blocks = ceil_div(all, PLANE_PANELS), panel_floats = p->longest * PANEL;
+    const int64_t panel_floats = p->longest * PANEL, tasks = p->images * pointwise_blocks(p);
+    const int64_t at_once = MAX(1, MIN(8, tasks / (TASKS_A_THREAD * omp_get_num_threads())));
     float *rows = workspace, *own = rows + line_floats(p->rows * p->pitch) + omp_get_thread_num() * panels_floats(p);
     copy_filters(p, w, bias, rows);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < p->images * blocks; task++) {
-        const int64_t image = task / blocks, block = task % blocks;
-        const int64_t first = part_start(all, block, blocks), last = part_start(all, block + 1, blocks);
-        const row_tiles tiles = { .x = rows, .x_row = p->pitch, .y = y + image * p->rows * p->pixels,
-                                  .y_row = p->pixels, .last_row = p->rows, .columns = p->pixels };
-        for (int64_t chunk = 0; chunk < p->chunks; chunk++) {
-            const int64_t l0 = part_start(p->len, chunk, p->chunks), l1 = part_start(p->len, chunk + 1, p->chunks);
-            const int ones = bias && l1 == p->len;
-            copy_planes(p, x + image * p->len * p->pixels, l0, l1, first, last, own, panel_floats);
-            for (int64_t panel = first; panel < last; panel++) {
-                float *from = own + (panel - first) * panel_floats;
+#pragma omp for schedule(dynamic, at_once)
+    for (int64_t task = 0; task < tasks; task++)
+        for (int64_t i = task * p->chunks; i < (task + 1) * p->chunks; i++) {
+            const pointwise_part part = find_part(p, i), next = find_part(p, i + 1);
+            const int64_t n = part.last - part.first, next_n = i + 1 < tasks * p->chunks ? next.last - next.first : 0;
+            const int64_t ones = bias && part.l1 == p->len;
+            row_tiles tiles = { .x = rows, .x_row = p->pitch, .y = y + part.image * p->rows * p->pixels,
+                                .y_row = p->pixels, .last_row = p->rows, .columns = p->pixels, .next_row = p->pixels };
+            copy_planes(p, part_planes(p, &part, x), part.l1 - part.l0, part.first, part.last, own, panel_floats);
+            for (int64_t panel = 0; panel < n; panel++) {
+                float *from = own + panel * panel_floats;
                 for (int64_t j = 0; ones && j < PANEL; j++)
-                    from[(l1 - l0) * PANEL + j] = 1;
-                run_rows(&tiles, from, l0, l1 - l0 + ones, panel * PANEL, chunk > 0);
+                    from[(part.l1 - part.l0) * PANEL + j] = 1;
+                tiles.next_rows = panel < next_n ? next.l1 - next.l0 : 0;
+                tiles.next = tiles.next_rows > 0 ? part_planes(p, &next, x) + panel * PANEL : NULL;
+                run_rows(&tiles, from, part.l0, part.l1 - part.l0 + ones, (part.first + panel) * PANEL, part.l0 > 0);
             }
         }
-    }
 }
 
 static int64_t pointwise_conv2d_workspace(const void *desc, int64_t threads)
