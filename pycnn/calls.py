@@ -61,9 +61,9 @@ def _is_grouped(g: shapes.Conv2D) -> bool:
     return g.groups > 1 and channels <= 32 and channels * g.r * g.s <= 576
 
 
-def _whole(channels: int) -> int:
+def _whole(channels: int, vector: int = 8) -> int:
     """Channels in whole vectors of the usual width."""
-    return -(-channels // 8) * 8
+    return -(-channels // vector) * vector
 
 
 def _uses_winograd(g: shapes.Conv2D, costs: WinogradCosts, height: int, width: int, inputs: int, outputs: int) -> bool:
@@ -187,27 +187,32 @@ def conv_transpose2d(
         b.call("add_bias", [y, bias], ELEMENT_WORK * rows * g.c, rows=rows, columns=g.c)
 
 
-# From this many pixels on, the last vectors of a plane, which are not full, cost less than bringing x to pixels.
-PLANE_PIXELS = 256
+# From this many outputs on, planes are convolved as they are: sooner, bringing x to pixels costs less.
+PLANE_PIXELS = 64
 
 
-def _planes_path(g: shapes.Conv2D) -> str | None:
-    """The kernels that convolve contiguous planes (N, C, H, W) as they are; None: all need others."""
-    if 1 < g.groups == g.c == g.k:
-        return "depthwise_conv2d"
+def _is_depthwise(g: shapes.Conv2D) -> bool:
+    return 1 < g.groups == g.c == g.k
+
+
+def _planes_path(g: shapes.Conv2D, depthwise: str, grouped: str, pointwise: str) -> str | None:
+    """The kernel of three that convolves contiguous planes (N, C, H, W) as they are; None: all need others."""
+    if _is_depthwise(g):
+        return depthwise
     if g.oh * g.ow < PLANE_PIXELS:
         return None
     if _is_grouped(g):
-        return "planar_conv2d"
-    plain = (g.r, g.s, g.stride_h, g.stride_w, g.groups) == (1, 1, 1, 1, 1)
-    return "pointwise_conv2d" if plain and (g.h, g.w) == (g.oh, g.ow) else None
+        return grouped
+    plain = (g.r, g.s, g.stride_h, g.stride_w, g.groups) == (1, 1, 1, 1, 1) and (g.h, g.w) == (g.oh, g.ow)
+    # A plane's last panel, of two vectors, is full but for an eighth of the pixels.
+    return pointwise if plain and 8 * _whole(g.h * g.w, 16) <= 9 * g.h * g.w else None
 
 
 def planes_conv2d(
     b: PlanBuilder, g: shapes.Conv2D, strides: Strides, y: Buffer, x: Buffer, w: Buffer, bias: Optional
 ) -> bool:
     """`conv2d` on contiguous planes; False, and no call, where only transposed ones can be convolved."""
-    kernel = _planes_path(g)
+    kernel = _planes_path(g, "depthwise_conv2d", "planar_conv2d", "pointwise_conv2d")
     if kernel is not None:
         b.call(kernel, [y, x, w, bias], _conv_work(g), **asdict(g), **strides)
     return kernel is not None
@@ -218,12 +223,21 @@ def planes_conv2d_backward(
     dy: Buffer, x: Buffer, w: Buffer,
 ) -> bool:  # fmt: skip
     """All gradients on contiguous planes; False as in `planes_conv2d`, and with groups and a stride."""
-    kernel = _planes_path(g)
-    if kernel is None or (kernel == "planar_conv2d" and (g.stride_h, g.stride_w) != (1, 1)):
+    if g.groups > 1 and not _is_depthwise(g) and (g.stride_h, g.stride_w) != (1, 1):
         return False
-    b.call(f"{kernel}_backward_data", [dx, dy, w], _conv_work(g), **asdict(g), **strides)
-    b.call(f"{kernel}_backward_weights", [dw, db, x, dy], _conv_work(g), **asdict(g), **strides)
-    return True
+    kernel = _planes_path(
+        g, "depthwise_conv2d_backward_data", "planar_conv2d_backward_data", "pointwise_conv2d_backward_data"
+    )
+    if kernel is not None:
+        b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides)
+        kernel = _planes_path(
+            g,
+            "depthwise_conv2d_backward_weights",
+            "planar_conv2d_backward_weights",
+            "pointwise_conv2d_backward_weights",
+        )
+        b.call(kernel, [dw, db, x, dy], _conv_work(g), **asdict(g), **strides)
+    return kernel is not None
 
 
 def column_sums(b: PlanBuilder, rows: int, columns: int, out: Buffer, x: Buffer) -> None:

@@ -428,8 +428,8 @@ def test_conv2d_of_groups_with_wide_rows():
 
 @pytest.mark.parametrize(("channels", "filters"), [(1, 2), (3, 1), (1, 5), (4, 4), (5, 7), (8, 8), (17, 3), (32, 18)])
 def test_conv2d_of_small_groups_on_planes(channels, filters):
-    """Contiguous planes of 256 outputs and more: rows that follow each other and rows that begin a vector, one band of
-    rows and several, several slices of a sum, padding beyond the kernel's reach, and strides, which only forward takes."""
+    """Contiguous planes of 64 outputs and more: rows that follow each other and rows that begin a vector, one band of
+    rows and several, several slices of a sum, padding beyond the kernel, and strides, which only forward takes."""
     for n, groups, plane, kernel, options in (
         (2, 3, (16, 17), (3, 3), {"padding": 1}),
         (1, VL + 1, (9, 4 * VL), (2, 3), {"padding": ((0, 1), (2, 0))}),
@@ -481,7 +481,10 @@ def test_conv2d_depthwise_bands(x_shape, kernel, options):
 @pytest.mark.parametrize(
     "plane",
     [
-        (1, 255),
+        (1, 63),
+        (8, 8),
+        (9, 8),
+        (11, 11),
         (1, 256),
         (5, 53),
         (1, 256 + 6 * VL - 1),
@@ -513,6 +516,12 @@ def test_conv2d_pointwise(channels, filters, plane):
 )
 def test_conv2d_pointwise_chunks(n, channels, filters, plane):
     check_conv2d((n, channels, *plane), (filters, channels, 1, 1))
+
+
+def test_conv2d_1x1_of_many_wide_outputs():
+    """Few tiles at a time, the last of which is alone, go through all panels."""
+    for n, channels in ((3, 5), (1, 3)):
+        check_conv2d((n, channels, 27, 28 * 3 // n), (256, channels, 1, 1))
 
 
 def test_conv2d_depthwise_of_many_rows():

@@ -84,39 +84,48 @@ static void copy_planes(const pointwise *p, const float *x, int64_t planes, int6
     }
 }
 
-/* Tiles of some rows, over floats first..first + len of each row in memory, times a panel with these vectors; they call
- * into L2 what is to be copied next, a line of each of `next_rows` rows. */
+/* Rows first_row..last_row of y from rows of x, of which floats first..first + len are summed over, and some panels of
+ * columns, from number `column` on. What is to be copied next, a line a panel of `next_rows` rows, is called into L2. */
 typedef struct {
     const float *x;
     int64_t x_row;
     float *y;
     int64_t y_row, first_row, last_row, columns;
     const float *next;
-    int64_t next_row, next_rows;
+    int64_t next_row, next_rows, next_panels;
 } row_tiles;
 
-INLINE void run_rows(const row_tiles *r, const float *panel, int64_t first, int64_t len, int64_t column, int adds)
+INLINE void call_next(const row_tiles *r, int64_t t, int64_t tiles)
+{
+    for (int64_t i = part_start(r->next_rows, t, tiles); i < part_start(r->next_rows, t + 1, tiles); i++)
+        for (int64_t panel = 0; panel < r->next_panels; panel++)
+            __builtin_prefetch(r->next + i * r->next_row + panel * PANEL, 0, 2);
+}
+
+/* A tile of rows by all panels, one after another: memory takes what lies side by side faster. */
+INLINE void run_rows(const row_tiles *r, const float *panels, int64_t first, int64_t len, int64_t column, int64_t end,
+                     int64_t panel_floats, int adds)
 {
     static const tile_tap only_tap = { 0, 0 };
     const int64_t rows = r->last_row - r->first_row, tiles = ceil_div(rows, TILE_ROWS);
-    const int64_t columns = MIN(PANEL, r->columns - column);
-    const int vectors = columns > VL ? 2 : 1;
     for (int64_t t = 0; t < tiles; t++) {
         const int64_t start = r->first_row + part_start(rows, t, tiles);
         const int64_t count = r->first_row + part_start(rows, t + 1, tiles) - start;
-        const float *x[TILE_ROWS];
+        const float *x[TILE_ROWS], *panel = panels;
         float *y[TILE_ROWS];
         for (int64_t i = 0; i < count; i++) {
             x[i] = r->x + (start + i) * r->x_row;
             y[i] = r->y + (start + i) * r->y_row;
         }
-        for (int64_t i = part_start(r->next_rows, t, tiles); i < part_start(r->next_rows, t + 1, tiles); i++)
-            __builtin_prefetch(r->next + i * r->next_row, 0, 2);
+        call_next(r, t, tiles);
         const tile_input in = { .taps = 1, .tap = &only_tap, .x = x };
         const tile_range range = { .first = first, .len = len, .w_row = PANEL,
                                    .ahead = count * r->x_row * (int64_t)sizeof(float) };
-        const tile_store out = { .y = y, .first = column, .columns = columns, .alpha = 1, .old = adds };
-        tile_functions[vectors - 1][count - 1](&in, panel, &range, &out);
+        for (int64_t j = column; j < end; j += PANEL, panel += panel_floats) {
+            const int64_t columns = MIN(PANEL, r->columns - j);
+            const tile_store out = { .y = y, .first = j, .columns = columns, .alpha = 1, .old = adds };
+            tile_functions[columns > VL][count - 1](&in, panel, &range, &out);
+        }
     }
 }
 
@@ -148,19 +157,21 @@ static void run_pointwise(const pointwise *p, float *y, const float *x, const fl
     for (int64_t task = 0; task < tasks; task++)
         for (int64_t i = task * p->chunks; i < (task + 1) * p->chunks; i++) {
             const pointwise_part part = find_part(p, i), next = find_part(p, i + 1);
-            const int64_t n = part.last - part.first, next_n = i + 1 < tasks * p->chunks ? next.last - next.first : 0;
-            const int64_t ones = bias && part.l1 == p->len;
+            const int64_t n = part.last - part.first, ones = bias && part.l1 == p->len;
             row_tiles tiles = { .x = rows, .x_row = p->pitch, .y = y + part.image * p->rows * p->pixels,
-                                .y_row = p->pixels, .last_row = p->rows, .columns = p->pixels, .next_row = p->pixels };
-            copy_planes(p, part_planes(p, &part, x), part.l1 - part.l0, part.first, part.last, own, panel_floats);
-            for (int64_t panel = 0; panel < n; panel++) {
-                float *from = own + panel * panel_floats;
-                for (int64_t j = 0; ones && j < PANEL; j++)
-                    from[(part.l1 - part.l0) * PANEL + j] = 1;
-                tiles.next_rows = panel < next_n ? next.l1 - next.l0 : 0;
-                tiles.next = tiles.next_rows > 0 ? part_planes(p, &next, x) + panel * PANEL : NULL;
-                run_rows(&tiles, from, part.l0, part.l1 - part.l0 + ones, (part.first + panel) * PANEL, part.l0 > 0);
+                                .y_row = p->pixels, .last_row = p->rows, .columns = p->pixels };
+            if (i + 1 < tasks * p->chunks) {
+                tiles.next = part_planes(p, &next, x);
+                tiles.next_row = p->pixels;
+                tiles.next_rows = next.l1 - next.l0;
+                tiles.next_panels = next.last - next.first;
             }
+            copy_planes(p, part_planes(p, &part, x), part.l1 - part.l0, part.first, part.last, own, panel_floats);
+            for (int64_t panel = 0; ones && panel < n; panel++)
+                for (int64_t j = 0; j < PANEL; j++)
+                    own[panel * panel_floats + (part.l1 - part.l0) * PANEL + j] = 1;
+            run_rows(&tiles, own, part.l0, part.l1 - part.l0 + ones, part.first * PANEL,
+                     MIN(p->pixels, part.last * PANEL), panel_floats, part.l0 > 0);
         }
 }
 
@@ -290,8 +301,7 @@ static void pointwise_conv2d_backward_weights(const void *desc, void *const *arg
             turn_planes(columns + image * c.columns * pixels + pixel, pixels, c.columns, n, own);
             if (part == 0)
                 sum_planes(dy + image * d->k * pixels + pixel, pixels, d->k, n, partial + c.rows * c.row, unit > first);
-            for (int64_t j = 0; j < c.columns; j += PANEL)
-                run_rows(&tiles, own + j * n, pixel, n, j, unit > first);
+            run_rows(&tiles, own, pixel, n, 0, c.columns, n * PANEL, unit > first);
         }
     }
     add_pointwise_slices(d, &c, partials, args[0], args[1]);

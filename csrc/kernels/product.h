@@ -41,7 +41,7 @@ typedef struct {
 } product;
 
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, PACK_STRIP = 64, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
-enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TASK_WORK = 1000000, TILES_IN_PLACE = 12 };
+enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TASK_WORK = 1000000, TILES_IN_PLACE = 12, SHORT_SUM = 128, MANY_OUTPUTS = 524288 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
 INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - panel * PANEL > VL ? 2 : 1; }
@@ -62,11 +62,13 @@ INLINE int64_t block_tiles(const product *p)
 {
     return copies_rows(p) ? COPIED_TILES : MAX(1, MIN(BLOCK_TILES, 128 / product_taps(p)));
 }
-/* Tiles of a block that go through all panels before the next ones do. Under one tap they are few: the sums are short,
- * and memory takes the outputs of a few pixels, one line after another, faster than single lines of many pixels. */
+/* Tiles of a block that go through all panels before the next ones do. They are few where short sums make more outputs
+ * than L2 holds, which lie a power of two apart: memory takes them faster side by side than a line of each of many. */
 INLINE int64_t tiles_at_once(const product *p)
 {
-    return product_taps(p) == 1 && !copies_rows(p) ? FEW_TILES : block_tiles(p);
+    const int64_t outputs = p->images * p->v.out * p->h.out * p->out_pixel;
+    const int few = product_taps(p) == 1 && p->len <= SHORT_SUM && p->out_pixel % 256 == 0 && outputs > MANY_OUTPUTS;
+    return few && !copies_rows(p) ? FEW_TILES : block_tiles(p);
 }
 
 /* Whether w is read where it lies, but for a last panel that is not full: packing would cost more than it saves. */
