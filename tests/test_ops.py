@@ -426,6 +426,21 @@ def test_conv2d_of_groups_with_wide_rows():
     check_conv2d((1, 16, 2, 521), (16, 8, 1, 3), groups=2, stride=2)
 
 
+@pytest.mark.parametrize("channels", [16, 32, 64])
+@pytest.mark.parametrize("width", [40, 41, 60])
+def test_conv2d_depthwise_rows_read_where_they_lie(channels, width):
+    """Wide rows of few channels: one and several tiles of each length, no output at the ends that sees padding and
+    many, on one side alone, and windows that see nothing else."""
+    for kernel, options in (
+        ((3, 3), {"padding": 1}),
+        ((1, 1), {}),
+        ((2, 4), {"padding": ((0, 1), (3, 0))}),
+        ((3, 5), {"padding": (1, 4), "dilation": (1, 2)}),
+        ((5, 3), {"padding": ((2, 2), (0, 9)), "dilation": (2, 1)}),
+    ):
+        check_conv2d((2, channels, 7, width), (channels, 1, *kernel), groups=channels, **options)
+
+
 @pytest.mark.parametrize(("channels", "filters"), [(1, 2), (3, 1), (1, 5), (4, 4), (5, 7), (8, 8), (17, 3), (32, 18)])
 def test_conv2d_of_small_groups_on_planes(channels, filters):
     """Contiguous planes of 64 outputs and more: rows that follow each other and rows that begin a vector, one band of

@@ -17,14 +17,17 @@
  *
  * The copied rows have their padding around them, and of a row that is read with a stride the pixels of each
  * remainder lie together, so a tile reads neighbours for every stride and dilation. Where taps are neighbours, too,
- * an input is loaded once for up to three of them. Backward-data is the same nest over dx with the axes reversed.
- * Backward-weights runs over the same rows:
+ * an input is loaded once for up to three of them. Depthwise rows of few channels are read where they lie instead, and
+ * made tile by tile, each for all planes; outputs at their ends leave out the taps that would read padding.
+ *
+ * Backward-data is the same nest over dx with the axes reversed. Backward-weights runs over the copied rows:
  *
  *     for each slice of the output rows, block of planes:                           shared among threads
  *         for each row: copy; for each plane, for a few taps: sum over the row's pixels, add to the slice's dw
  *     dw = sum of the slices, from the first to the last                             shared among threads */
 
 enum { TILE_PIXELS = 10, LONGEST_RUN = 3, BLOCK_BYTES = 131072, GROUPED_TASKS = 32, LEAST_ROWS = 8 };
+enum { NEAR_PIXELS = 64, WIDE_ROW = 40 };
 enum { LINE_PLANES = MAX(1, 16 / VL), GROUPED_SLICES = 16, SLICES_FLOATS = 262144, SUM_PIXELS = 256 };
 
 typedef struct {
@@ -41,6 +44,8 @@ typedef struct {
     int64_t tap_floats, plane_floats, packed;    /* packed weights of a tap, of a plane, in all */
     int64_t left, step, run;                     /* copied rows: padding before; remainders, pixels of each */
     int64_t row, depth, ring_plane;              /* floats of a row, rows, floats of a plane */
+    int in_image;                                /* whether rows are read where they lie */
+    int64_t low, lead, trail;                    /* then: an output's first column; outputs at the ends */
     int64_t phases, steps;                       /* phases of a row; taps and vectors of the slot */
     int64_t phases_at, steps_at, held_at, parts_at, pixels_at, ring_at, worker_bytes;   /* in a thread's memory */
 } grouped_layout;
@@ -60,8 +65,9 @@ INLINE int64_t tap_position(const axis *a, int64_t o, int64_t t)
 /* The channels in a plane: lane i * slot + l holds channel first + i * floats + l for i < pieces, l < floats. */
 typedef struct { int64_t group, column, first, pieces, floats; int dense; } plane_part;
 
-/* Taps that read neighbours in a copied row: where the first reads, its weights, from one tap's to the next's. */
-typedef struct { int64_t taps, x, w, w_step; } tap_run;
+/* Taps that read neighbours in a row: where the first reads in the copy and in the array, its weights, from one tap's
+ * to the next's. */
+typedef struct { int64_t taps, x, in, w, w_step; } tap_run;
 
 /* A phase of a row of outputs, as in product.h, with its taps in runs. */
 typedef struct { int64_t first, step, count, runs; tap_run *run; } row_phase;
@@ -85,6 +91,18 @@ static int64_t columns_read(const axis *h, int64_t *left)
     return *left + MAX(h->in, last + 1);
 }
 
+/* Depthwise rows of few channels are read where they lie: tiles then read and write memory in its order, which pays for
+ * images that come from there. Pixels of more channels lie too far apart for a tile. */
+static void find_ends(const grouped *g, grouped_layout *s)
+{
+    const int64_t pixel = g->groups * g->in, reach = (g->h.taps - 1) * g->h.dilation;
+    s->low = g->h.backward ? g->h.pad - reach : -g->h.pad;
+    s->lead = MAX(0, -s->low);
+    s->trail = MAX(0, g->h.out + s->low + reach - g->h.in);
+    s->in_image = g->in == 1 && g->out == 1 && pixel % VL == 0 && pixel <= NEAR_PIXELS && g->h.stride == 1 &&
+                  g->h.out >= WIDE_ROW && s->lead <= TILE_PIXELS && s->trail <= TILE_PIXELS && reach <= TILE_PIXELS;
+}
+
 static grouped_layout lay_out(const grouped *g)
 {
     const int64_t most = MAX(g->in, g->out), taps = g->v.taps * g->h.taps;
@@ -105,6 +123,7 @@ static grouped_layout lay_out(const grouped *g)
     s.row = s.step * s.run * VL;
     s.depth = (g->v.taps - 1) * g->v.dilation / (g->v.backward ? g->v.stride : 1) + 1;
     s.ring_plane = s.depth * s.row;
+    find_ends(g, &s);
 
     /* whole slots and, where they are smaller, whole cache lines */
     const int64_t unit = round_up(LINE_PLANES, s.slot_planes), plane_bytes = (s.ring_plane + s.plane_floats) * 4;
@@ -114,9 +133,10 @@ static grouped_layout lay_out(const grouped *g)
     s.phases = g->h.backward ? MIN(g->h.stride, g->h.out) : 1;
     s.steps = taps * s.slot_planes;
 
-    s.phases_at = take(&s.worker_bytes, s.phases * (int64_t)sizeof(row_phase));
-    s.steps_at = take(&s.worker_bytes, (s.steps + s.phases * g->h.taps) * (int64_t)sizeof(tap_run));
-    s.held_at = take(&s.worker_bytes, MAX(s.depth, 2 * g->h.taps) * (int64_t)sizeof(int64_t));
+    const int64_t lists = s.phases + (s.in_image ? s.lead + s.trail : 0);
+    s.phases_at = take(&s.worker_bytes, lists * (int64_t)sizeof(row_phase));
+    s.steps_at = take(&s.worker_bytes, (s.steps + lists * g->h.taps) * (int64_t)sizeof(tap_run));
+    s.held_at = take(&s.worker_bytes, MAX(s.depth, 4 * g->h.taps) * (int64_t)sizeof(int64_t));
     s.parts_at = take(&s.worker_bytes, 2 * s.block * (int64_t)sizeof(plane_part));
     s.pixels_at = take(&s.worker_bytes, s.block * g->h.out * VEC_BYTES);
     s.ring_at = take(&s.worker_bytes, s.block * s.ring_plane * (int64_t)sizeof(float));
@@ -189,7 +209,7 @@ static void find_runs(const grouped_layout *s, const phase *f, int64_t longest, 
 {
     tap_run *run = to->run;
     for (int64_t j = 0; j < f->taps; j++) {
-        const tap_run single = { 1, copied_place(s, f->offset[j]), f->tap[j] * s->tap_floats, 0 };
+        const tap_run single = { 1, copied_place(s, f->offset[j]), f->offset[j], f->tap[j] * s->tap_floats, 0 };
         int64_t i = j;
         for (; i > 0 && run[i - 1].x > single.x; i--)
             run[i] = run[i - 1];
@@ -209,6 +229,29 @@ static void find_runs(const grouped_layout *s, const phase *f, int64_t longest, 
     }
 }
 
+/* Output number i of those at the ends of a row. */
+INLINE int64_t end_output(const grouped_worker *t, int64_t i)
+{
+    return i < t->s->lead ? i : t->g->h.out - t->s->trail + i - t->s->lead;
+}
+
+/* The runs of each output at the ends of a row, of the taps inside the image. */
+static void find_end_runs(const grouped_worker *t, const phase *f, int64_t longest)
+{
+    const grouped_layout *s = t->s;
+    for (int64_t i = 0; i < s->lead + s->trail; i++) {
+        row_phase *to = t->phases + s->phases + i;
+        phase left = { .tap = f->offset + t->g->h.taps, .offset = f->offset + 2 * t->g->h.taps };
+        for (int64_t j = 0; j < f->taps; j++)
+            if (inside(end_output(t, i) + f->offset[j], t->g->h.in)) {
+                left.tap[left.taps] = f->tap[j];
+                left.offset[left.taps++] = f->offset[j];
+            }
+        *to = (row_phase){ .run = t->steps + s->steps + (s->phases + i) * t->g->h.taps };
+        find_runs(s, &left, longest, to);
+    }
+}
+
 /* Pixels begin as zeros, which stay in the padding of copied rows and in the empty lanes of slots. */
 static grouped_worker start_worker(const grouped *g, const grouped_layout *s, int64_t longest, float *workspace)
 {
@@ -223,6 +266,8 @@ static grouped_worker start_worker(const grouped *g, const grouped_layout *s, in
         const phase f = axis_phase(&g->h, i, t.held);
         t.phases[i] = (row_phase){ f.first, f.step, f.count, 0, t.steps + s->steps + i * g->h.taps };
         find_runs(s, &f, longest, t.phases + i);
+        if (s->in_image)
+            find_end_runs(&t, &f, longest);
     }
     for (int64_t i = 0; i < s->depth; i++)
         t.held[i] = -1;
@@ -305,10 +350,11 @@ static void list_steps(grouped_worker *t, const grouped_task *k, const float *in
                 const int64_t position = tap_position(&g->v, k->o, r);
                 if (position < 0)
                     continue;
-                const int64_t row = ring_row(t, k, in, position), w = r * g->h.taps * s->tap_floats;
+                const int64_t row = s->in_image ? 0 : ring_row(t, k, in, position), w = r * g->h.taps * s->tap_floats;
+                const int64_t pixel = (k->image * g->v.in + position) * g->h.in + run->in;
                 for (int64_t i = 0; i < s->slot_planes; i++)
-                    *step++ = (tap_run){ taps, row + run->x + i * s->ring_plane, w + run->w + i * s->slot_lanes * VL,
-                                         run->w_step };
+                    *step++ = (tap_run){ taps, row + run->x + i * s->ring_plane, pixel * g->groups * g->in,
+                                         w + run->w + i * s->slot_lanes * VL, run->w_step };
             }
         t->ends[taps] = step - t->steps;
     }
@@ -324,11 +370,12 @@ INLINE vec spread_slots(const int slot, const float *x, const int l)
     return spread_lane(load(x), slot, l);
 }
 
-/* A row of outputs of one plane and phase. */
+/* A row of outputs of one plane and phase, or some of its pixels. */
 typedef struct {
     const tap_run *steps;
     const int64_t *ends;
     const float *x, *w, *bias;
+    int64_t x_step;                  /* from pixel to pixel; looked at where x is no copy */
     int64_t inputs;                  /* of a slot's lanes; looked at where slots are whole vectors */
     int64_t pixels;
     float *y;
@@ -340,14 +387,14 @@ typedef void (*grouped_row_function)(const grouped_row *t);
 
 /* Adds the products of input l of a run to a tile; each input is loaded once for all taps of the run. */
 INLINE void add_products(const int slot, const int width, const int taps, const int l, const tap_run *run,
-                         const float *x, const float *w, vec *acc)
+                         const float *x, const int64_t x_step, const float *w, vec *acc)
 {
     vec b[LONGEST_RUN];
     LOAD_AGAIN;
     UNROLL for (int j = 0; j < taps; j++)
         b[j] = load(w + j * run->w_step + l * VL);
-    UNROLL for (int p = 0; p < width + taps - 1; p++) {
-        const vec a = spread_slots(slot, x + p * VL, l);
+    UNROLL for (int p = 0; p < width + taps - 1; p++, x += x_step) {
+        const vec a = spread_slots(slot, x, l);
         UNROLL for (int j = 0; j < taps; j++)
             if (p >= j && p - j < width)
                 acc[p - j] = acc[p - j] + a * b[j];
@@ -355,8 +402,9 @@ INLINE void add_products(const int slot, const int width, const int taps, const 
 }
 
 /* The last tile may begin within the one before it, which makes some outputs twice. */
-INLINE void grouped_products(const int slot, const int width, const grouped_row *t)
+INLINE void grouped_products(const int slot, const int width, const int in_image, const grouped_row *t)
 {
+    const int64_t x_step = in_image ? t->x_step : VL;
     const int64_t y_step = t->y_step, lanes = t->lanes;
     for (int64_t done = 0; done < t->pixels; done += width) {
         const int64_t first = MIN(done, t->pixels - width);
@@ -366,13 +414,13 @@ INLINE void grouped_products(const int slot, const int width, const grouped_row 
             acc[p] = load(t->bias);
         UNROLL for (int taps = LONGEST_RUN; taps > 0; taps--)
             for (; run < t->steps + t->ends[taps]; run++) {
-                const float *x = t->x + run->x + first * VL, *w = t->w + run->w;
+                const float *x = t->x + (in_image ? run->in : run->x) + first * x_step, *w = t->w + run->w;
                 if (slot == VL)
                     for (int l = 0; l < t->inputs; l++)
-                        add_products(slot, width, taps, l, run, x, w, acc);
+                        add_products(slot, width, taps, l, run, x, x_step, w, acc);
                 else
                     UNROLL for (int l = 0; l < slot; l++)
-                        add_products(slot, width, taps, l, run, x, w, acc);
+                        add_products(slot, width, taps, l, run, x, x_step, w, acc);
             }
         if (t->epilogue.rectifies)
             UNROLL for (int p = 0; p < width; p++)
@@ -419,7 +467,9 @@ INLINE void grouped_sum(const int slot, const int taps, const tap_run *step, con
 #define COUNTS_9(T, slot) COUNTS_6(T, slot) T(slot, 7) T(slot, 8) T(slot, 9)
 
 #define ROW_FUNCTION(slot, width)                                                                             \
-    static void grouped_row_##slot##_##width(const grouped_row *t) { grouped_products(slot, width, t); }
+    static void grouped_row_##slot##_##width(const grouped_row *t) { grouped_products(slot, width, 0, t); }
+#define TILE_IN_IMAGE(unused, width)                                                                          \
+    static void tile_in_image_##width(const grouped_row *t) { grouped_products(1, width, 1, t); }
 #define SUM_FUNCTION(slot, taps)                                                                              \
     static void grouped_sum_##slot##_##taps(const tap_run *step, const float *x, const float *dy, int64_t n, \
                                             float *dw)                                                        \
@@ -427,6 +477,7 @@ INLINE void grouped_sum(const int slot, const int taps, const tap_run *step, con
         grouped_sum(slot, taps, step, x, dy, n, dw);                                                          \
     }
 #define ROW_ENTRY(slot, width) grouped_row_##slot##_##width,
+#define TILE_IN_IMAGE_ENTRY(unused, width) tile_in_image_##width,
 #define SUM_ENTRY(slot, taps) grouped_sum_##slot##_##taps,
 
 /* S(slot, taps whose gradients are summed at once: their accumulators fit into registers) */
@@ -447,6 +498,8 @@ SLOTS(SLOT_FUNCTIONS)
 static const grouped_row_function grouped_rows[][TILE_PIXELS] = { SLOTS(SLOT_ROWS) };
 static const grouped_sum_function grouped_sums[][TILE_PIXELS] = { SLOTS(SLOT_SUMS) };
 static const int64_t grouped_taps[] = { SLOTS(SLOT_TAPS) };
+COUNTS_9(TILE_IN_IMAGE, ) TILE_IN_IMAGE(, 10)
+static const grouped_row_function tiles_in_image[] = { COUNTS_9(TILE_IN_IMAGE_ENTRY, ) TILE_IN_IMAGE_ENTRY(, 10) };
 
 /* A row of an image's outputs, for the planes of a block. */
 static void output_row(grouped_worker *t, const grouped_task *k, const float *in, const float *packed, float *out)
@@ -477,6 +530,53 @@ static void output_row(grouped_worker *t, const grouped_task *k, const float *in
     }
 }
 
+/* Some outputs of a row, tile by tile and each for all planes of the block. What lies `x_ahead` and `y_ahead` floats
+ * further, in the next row, is called into L2. */
+static void make_tiles(const grouped_worker *t, const grouped_task *k, const float *packed, grouped_row row,
+                       int64_t outputs, int64_t x_ahead, int64_t y_ahead)
+{
+    const grouped_layout *s = t->s;
+    const int64_t width = ceil_div(outputs, ceil_div(outputs, TILE_PIXELS)), step = row.y_step;
+    const float *x = row.x;
+    float *y = row.y;
+    row.pixels = width;
+    for (int64_t done = 0; done < outputs; done += width)
+        for (int64_t i = 0; i < k->planes; i++) {
+            const int64_t plane = k->block * s->block + i, at = MIN(done, outputs - width) * step + i * VL;
+            row.x = x + at;
+            row.y = y + at;
+            row.w = packed + plane * s->plane_floats;
+            row.bias = packed + s->packed + plane * VL;
+            for (int64_t p = 0; i % LINE_PLANES == 0 && p < width; p++) {
+                __builtin_prefetch(row.x + x_ahead + p * step, 0, 2);
+                __builtin_prefetch(row.y + y_ahead + p * step, 1, 2);
+            }
+            tiles_in_image[width - 1](&row);
+        }
+}
+
+/* A row of an image's outputs, whose inputs are read where they lie. */
+static void output_tiles(grouped_worker *t, const grouped_task *k, const float *in, const float *packed, float *out)
+{
+    const grouped_layout *s = t->s;
+    const axis *v = &t->g->v, *h = &t->g->h;
+    const int64_t pixel = t->g->groups, channel = k->block * s->block * VL;
+    const int64_t below = k->o + 1 + (v->backward ? v->pad : (v->taps - 1) * v->dilation - v->pad);
+    const int64_t x_ahead = ((k->image * v->in + MAX(0, MIN(below, v->in - 1))) * h->in + s->low) * pixel;
+    float *y = out + (k->image * v->out + k->o) * h->out * pixel + channel;
+    grouped_row row = { .steps = t->steps, .ends = t->ends, .y_step = pixel, .lanes = VL, .x_step = pixel,
+                        .x = in + channel + s->lead * pixel, .y = y + s->lead * pixel, .epilogue = t->g->epilogue };
+    list_steps(t, k, in, t->phases);
+    make_tiles(t, k, packed, row, h->out - s->lead - s->trail, x_ahead, h->out * pixel);
+    for (int64_t i = 0; i < s->lead + s->trail; i++) {
+        const int64_t o = end_output(t, i);
+        row.x = in + channel + o * pixel;
+        row.y = y + o * pixel;
+        list_steps(t, k, in, t->phases + s->phases + i);
+        make_tiles(t, k, packed, row, 1, 0, 0);
+    }
+}
+
 static void run_grouped(const grouped *g, float *out, const float *in, const float *w, const float *bias,
                         float *workspace)
 {
@@ -492,7 +592,7 @@ static void run_grouped(const grouped *g, float *out, const float *in, const flo
         grouped_task k = { .block = task / parts % s.blocks, .image = task / parts / s.blocks };
         k.planes = take_block(&t, k.block);
         for (k.o = part_start(g->v.out, part, parts); k.o < end; k.o++)
-            output_row(&t, &k, in, packed, out);
+            (s.in_image ? output_tiles : output_row)(&t, &k, in, packed, out);
     }
 }
 
@@ -607,8 +707,9 @@ static void add_slices(const grouped *g, const grouped_layout *s, const float *p
 static void grouped_conv2d_backward_weights(const void *desc, void *const *args)
 {
     const grouped g = forward_grouped(desc);
-    const grouped_layout s = lay_out(&g);
+    grouped_layout s = lay_out(&g);
     const int64_t slices = grouped_slices(&g, &s), rows = g.images * g.v.out;
+    s.in_image = 0; /* its sums run over whole rows */
     float *partials = args[3];
     grouped_worker t = start_worker(&g, &s, 1, partials + line_floats(slices * s.packed));
 #pragma omp for schedule(dynamic, 1)

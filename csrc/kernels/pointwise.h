@@ -6,7 +6,7 @@
  *     for each image, block of panels of pixels:                                     shared among threads
  *         for each chunk of c:                                                       restarts the running sums
  *             copy the block's part of x to panels [c][2 vectors]; ones below        a panel fits into L1
- *             for each panel, for each tile of filters: the micro-kernel
+ *             for each tile of filters, for each panel: the micro-kernel
  *
  * Backward-data is the same with the filters turned. Backward-weights sums over pixels, so of x and dy the one with
  * fewer channels is turned, in a cache, and the other one's planes are the rows of tiles:
@@ -14,7 +14,7 @@
  *     for each slice of the pixels, part of the rows:                                shared among threads
  *         for each chunk of pixels in the slice:
  *             turn the columns' part to panels [pixel][2 vectors]                    kept in L2
- *             for each panel, for each tile of rows: the micro-kernel, adds to the slice's partial dw
+ *             for each tile of rows, for each panel: the micro-kernel, adds to the slice's partial dw
  *     dw, db = sums of the slices, from the first to the last                        shared among threads */
 
 enum { PLANE_CHUNK = 256, PLANE_PANELS = 4, PLANE_SLICES = 8, FEW_SLICES = 4, SLICE_FLOATS = 65536 };
@@ -84,8 +84,8 @@ static void copy_planes(const pointwise *p, const float *x, int64_t planes, int6
     }
 }
 
-/* Rows first_row..last_row of y from rows of x, of which floats first..first + len are summed over, and some panels of
- * columns, from number `column` on. What is to be copied next, a line a panel of `next_rows` rows, is called into L2. */
+/* Rows first_row..last_row of y from rows of x, of which some floats are summed over, and from panels of columns. What
+ * is to be copied next, a line a panel of `next_rows` rows, is called into L2. */
 typedef struct {
     const float *x;
     int64_t x_row;
@@ -102,8 +102,9 @@ INLINE void call_next(const row_tiles *r, int64_t t, int64_t tiles)
             __builtin_prefetch(r->next + i * r->next_row + panel * PANEL, 0, 2);
 }
 
-/* A tile of rows by all panels, one after another: memory takes what lies side by side faster. */
-INLINE void run_rows(const row_tiles *r, const float *panels, int64_t first, int64_t len, int64_t column, int64_t end,
+/* Each tile of rows, over floats first..first + len, by all panels of columns column..end - 1, so that what lies side by
+ * side is written soon after another. */
+INLINE void run_rows(const row_tiles *r, const float *copied, int64_t first, int64_t len, int64_t column, int64_t end,
                      int64_t panel_floats, int adds)
 {
     static const tile_tap only_tap = { 0, 0 };
@@ -111,7 +112,7 @@ INLINE void run_rows(const row_tiles *r, const float *panels, int64_t first, int
     for (int64_t t = 0; t < tiles; t++) {
         const int64_t start = r->first_row + part_start(rows, t, tiles);
         const int64_t count = r->first_row + part_start(rows, t + 1, tiles) - start;
-        const float *x[TILE_ROWS], *panel = panels;
+        const float *x[TILE_ROWS], *panel = copied;
         float *y[TILE_ROWS];
         for (int64_t i = 0; i < count; i++) {
             x[i] = r->x + (start + i) * r->x_row;

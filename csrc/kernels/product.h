@@ -41,7 +41,8 @@ typedef struct {
 } product;
 
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, PACK_STRIP = 64, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
-enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TASK_WORK = 1000000, TILES_IN_PLACE = 12, SHORT_SUM = 128, MANY_OUTPUTS = 524288 };
+enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TASK_WORK = 1000000, TILES_IN_PLACE = 12 };
+enum { SHORT_SUM = 128, MANY_OUTPUTS = 524288 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
 INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - panel * PANEL > VL ? 2 : 1; }
