@@ -390,7 +390,8 @@ INLINE void add_products(const int slot, const int width, const int taps, const 
                          const float *x, const int64_t x_step, const float *w, vec *acc)
 {
     vec b[LONGEST_RUN];
-    LOAD_AGAIN;
+    if (slot > 1)
+        LOAD_AGAIN;
     UNROLL for (int j = 0; j < taps; j++)
         b[j] = load(w + j * run->w_step + l * VL);
     UNROLL for (int p = 0; p < width + taps - 1; p++, x += x_step) {
