@@ -195,13 +195,19 @@ def _is_depthwise(g: shapes.Conv2D) -> bool:
     return 1 < g.groups == g.c == g.k
 
 
+def _is_thin(g: shapes.Conv2D) -> bool:
+    """Whether sums are so short that bringing pixels to planes would cost as much: a small network's first layer."""
+    short = g.groups == 1 and g.c <= 4 and g.k <= 32 and g.r * g.s <= 9
+    return short and (g.stride_h, g.stride_w) == (1, 1) and g.ow % 8 == 0
+
+
 def _planes_path(g: shapes.Conv2D, depthwise: str, grouped: str, pointwise: str) -> str | None:
     """The kernel of three that convolves contiguous planes (N, C, H, W) as they are; None: all need others."""
     if _is_depthwise(g):
         return depthwise
     if g.oh * g.ow < PLANE_PIXELS:
         return None
-    if _is_grouped(g):
+    if _is_grouped(g) or _is_thin(g):
         return grouped
     plain = (g.r, g.s, g.stride_h, g.stride_w, g.groups) == (1, 1, 1, 1, 1) and (g.h, g.w) == (g.oh, g.ow)
     # A plane's last panel, of two vectors, is full but for an eighth of the pixels.

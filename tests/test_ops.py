@@ -426,6 +426,20 @@ def test_conv2d_of_groups_with_wide_rows():
     check_conv2d((1, 16, 2, 521), (16, 8, 1, 3), groups=2, stride=2)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("filters", [1, 4, 17, 32])
+def test_conv2d_of_short_sums_on_planes(channels, filters):
+    """A first layer on contiguous planes: rows of whole vectors, made in place, and rows that follow each other."""
+    for n, plane, kernel, options in (
+        (3, (8, 8), (3, 3), {"padding": 1}),
+        (2, (9, 32), (3, 3), {"padding": 1}),
+        (1, (70, 66), (3, 3), {}),
+        (1, (5, 14), (1, 3), {"padding": ((0, 0), (4, 0))}),
+        (2, (20, 44), (3, 3), {"padding": (0, 1), "dilation": (1, 3)}),
+    ):
+        check_conv2d((n, channels, *plane), (filters, channels, *kernel), **options)
+
+
 @pytest.mark.parametrize("channels", [16, 32, 64])
 @pytest.mark.parametrize("width", [40, 41, 60])
 def test_conv2d_depthwise_rows_read_where_they_lie(channels, width):
@@ -451,6 +465,7 @@ def test_conv2d_of_small_groups_on_planes(channels, filters):
         (1, 2, (1, 300), (1, 5), {"padding": (0, 2)}),
         (1, 2, (60, 70), (3, 3), {"padding": 2, "dilation": 2}),
         (1, 2, (17, 15), (1, 1), {"padding": 3}),
+        (1, 2, (5, 4 * VL), (3, 3), {"padding": 1}),
         (1, 3, (40, 33), (3, 3), {"padding": 1, "stride": (2, 1)}),
         (2, 2, (33, 40), (3, 2), {"padding": 1, "stride": (1, 2)}),
     ):

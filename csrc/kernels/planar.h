@@ -105,6 +105,8 @@ typedef struct {
     const pycnn_conv2d *d;                        /* the convolution's */
     const planar_cut *c;
     float *x, *y;                                 /* planes; y: of the outputs, or their gradients */
+    float *to;                                    /* where the outputs' planes are made, and from plane to plane */
+    int64_t to_plane;
     int64_t *place, *offset;
     int64_t image, group, oh0, rows;
 } planar;
@@ -323,7 +325,7 @@ static void pack_planar(const planar_conv *p, int64_t group_floats, const float 
 static void sum_taps(const planar *p, const float *packed, const float *bias)
 {
     const int64_t vectors = planar_vectors(p->d, p->c, p->rows), tiles = planar_tiles(p->d), k = p->d->k;
-    planar_tile t = { .at = p->offset, .terms = p->c->taps, .y_row = p->c->y_plane, .epilogue = p->d->epilogue };
+    planar_tile t = { .at = p->offset, .terms = p->c->taps, .y_row = p->to_plane, .epilogue = p->d->epilogue };
     for (int64_t tile = 0; tile < tiles; tile++) {
         const int64_t first = part_start(k, tile, tiles), filters = part_start(k, tile + 1, tiles) - first;
         const int64_t parts = ceil_div(vectors, planar_width(filters));
@@ -333,10 +335,16 @@ static void sum_taps(const planar *p, const float *packed, const float *bias)
             const int64_t v0 = part_start(vectors, part, parts), n = part_start(vectors, part + 1, parts) - v0;
             for (int64_t v = 0; v < n; v++)
                 t.x[v] = p->x + p->place[v0 + v];
-            t.y = p->y + first * t.y_row + v0 * VL;
+            t.y = p->to + first * t.y_row + v0 * VL;
             planar_forward_functions[filters - 1](&t, n);
         }
     }
+}
+
+INLINE float *band_start(const planar *p, float *y)
+{
+    const image_steps *steps = &p->conv->y;
+    return y + p->image * steps->image + p->group * steps->group + p->oh0 * steps->row;
 }
 
 /* A band of y from its planes. */
@@ -348,14 +356,19 @@ static void store_band(const planar *p, float *y)
     join_planar_rows(p, &rows, &width);
     for (int64_t row = 0; row < rows; row++) {
         const float *from = p->y + row * p->c->y_pitch;
-        float *to = y + p->image * steps->image + p->group * steps->group + p->oh0 * steps->row +
-                    row * width * steps->pixel;
+        float *to = band_start(p, y) + row * width * steps->pixel;
         if (steps->channel == 1)
             planes_to_pixels(from, p->c->y_plane, to, steps->pixel, width, d->k);
         else
             for (int64_t k = 0; k < d->k; k++)
                 copy_floats(to + k * steps->channel, from + k * p->c->y_plane, width);
     }
+}
+
+/* Whether y is made where it belongs: its rows are whole vectors of contiguous planes. */
+INLINE int makes_planes(const planar_conv *p, const planar_cut *c)
+{
+    return p->y.channel != 1 && !c->joined && c->y_pitch == p->d.ow;
 }
 
 static void planar_run(const planar_conv *conv, float *y, const float *x, const float *w, const float *bias,
@@ -367,13 +380,17 @@ static void planar_run(const planar_conv *conv, float *y, const float *x, const 
     pack_planar(conv, c.packed, w, workspace);
     const int64_t parts = d->n * conv->groups, wanted = ceil_div(TASKS_A_THREAD * (omp_get_num_threads() - 1), parts);
     const int64_t bands = MAX(c.bands, MIN(d->oh, wanted));
+    const int in_place = makes_planes(conv, &c);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < parts * bands; task++) {
         const int64_t image = task / bands / conv->groups, band = task % bands;
         find_planar_band(&p, task / bands % conv->groups, image * bands + band, bands);
         fill_planes(&p, x);
+        p.to = in_place ? band_start(&p, y) : p.y;
+        p.to_plane = in_place ? conv->y.channel : c.y_plane;
         sum_taps(&p, workspace + p.group * c.packed, bias ? bias + p.group * d->k : NULL);
-        store_band(&p, y);
+        if (!in_place)
+            store_band(&p, y);
     }
 }
 
