@@ -17,7 +17,10 @@
  *
  * A row of outputs begins a vector of its own, or, where that needs fewer vectors, the rows of outputs follow each
  * other as the planes' rows do, what lies between them being computed in vain. Each output is one sum in the order
- * of the taps; a slice is some bands, cut and added up by shapes alone. */
+ * of the taps; a slice is some bands, cut and added up by shapes alone.
+ *
+ * Arrays may be channels-last or in contiguous planes, which need no transposition here; rows of outputs that are whole
+ * vectors of such planes are made where they belong. */
 
 enum { PLANAR_FLOATS = 12288, MOST_PLANAR_FLOATS = 65536, PLANAR_FILTERS = 4, PLANAR_VECTORS = 8 };
 enum { PLANAR_SUMS = 2 * TILE_ROWS, PLANAR_TERMS = 576, PLANAR_SLICES = 16, PLANAR_SLICE_WORK = 200000 };
