@@ -201,14 +201,14 @@ def _is_thin(g: shapes.Conv2D) -> bool:
     return short and (g.stride_h, g.stride_w) == (1, 1) and g.ow % 8 == 0
 
 
-def _planes_path(g: shapes.Conv2D, depthwise: str, grouped: str, pointwise: str) -> str | None:
+def _planes_path(g: shapes.Conv2D, depthwise: str, planar: str, pointwise: str) -> str | None:
     """The kernel of three that convolves contiguous planes (N, C, H, W) as they are; None: all need others."""
     if _is_depthwise(g):
         return depthwise
     if g.oh * g.ow < PLANE_PIXELS:
         return None
     if _is_grouped(g) or _is_thin(g):
-        return grouped
+        return planar
     plain = (g.r, g.s, g.stride_h, g.stride_w, g.groups) == (1, 1, 1, 1, 1) and (g.h, g.w) == (g.oh, g.ow)
     # A plane's last panel, of two vectors, is full but for an eighth of the pixels.
     return pointwise if plain and 8 * _whole(g.h * g.w, 16) <= 9 * g.h * g.w else None

@@ -515,6 +515,7 @@ def test_conv2d_depthwise_bands(x_shape, kernel, options):
         (8, 8),
         (9, 8),
         (11, 11),
+        (1, 255),
         (1, 256),
         (5, 53),
         (1, 256 + 6 * VL - 1),

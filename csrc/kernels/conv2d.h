@@ -321,7 +321,8 @@ static void conv2d_backward_weights(const void *desc, void *const *args)
     outer_run(&p, workspace + padded_floats(d));
 }
 
-/* Convolution in groups of few channels and filters, on contiguous planes: planar.h takes and makes them as they are. */
+/* Convolution in groups of few channels and filters, or of short sums, on contiguous planes: planar.h takes and makes
+ * them as they are. */
 
 static planar_conv planes_forward(const pycnn_conv2d *d) { return planar_of(d, group_weights(d), 1, 1); }
 

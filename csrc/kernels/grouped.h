@@ -65,9 +65,8 @@ INLINE int64_t tap_position(const axis *a, int64_t o, int64_t t)
 /* The channels in a plane: lane i * slot + l holds channel first + i * floats + l for i < pieces, l < floats. */
 typedef struct { int64_t group, column, first, pieces, floats; int dense; } plane_part;
 
-/* Taps that read neighbours in a row: where the first reads in the copy and in the array, its weights, from one tap's
- * to the next's. */
-typedef struct { int64_t taps, x, in, w, w_step; } tap_run;
+/* Taps that read neighbours in a row: where the first reads, its weights, from one tap's to the next's. */
+typedef struct { int64_t taps, x, w, w_step; } tap_run;
 
 /* A phase of a row of outputs, as in product.h, with its taps in runs. */
 typedef struct { int64_t first, step, count, runs; tap_run *run; } row_phase;
@@ -205,11 +204,13 @@ INLINE int64_t copied_place(const grouped_layout *s, int64_t position)
 }
 
 /* A phase's taps, sorted by where they read, in runs of up to `longest`. */
-static void find_runs(const grouped_layout *s, const phase *f, int64_t longest, row_phase *to)
+static void find_runs(const grouped *g, const grouped_layout *s, const phase *f, int64_t longest, row_phase *to)
 {
+    const int64_t x_step = s->in_image ? g->groups : VL;
     tap_run *run = to->run;
     for (int64_t j = 0; j < f->taps; j++) {
-        const tap_run single = { 1, copied_place(s, f->offset[j]), f->offset[j], f->tap[j] * s->tap_floats, 0 };
+        const int64_t x = s->in_image ? f->offset[j] * x_step : copied_place(s, f->offset[j]);
+        const tap_run single = { 1, x, f->tap[j] * s->tap_floats, 0 };
         int64_t i = j;
         for (; i > 0 && run[i - 1].x > single.x; i--)
             run[i] = run[i - 1];
@@ -219,7 +220,7 @@ static void find_runs(const grouped_layout *s, const phase *f, int64_t longest, 
     for (int64_t j = 0; j < f->taps; j++) {
         tap_run *last = run + to->runs - 1;
         const int64_t w_step = to->runs > 0 ? (run[j].w - last->w) / last->taps : 0;
-        if (to->runs > 0 && last->taps < longest && last->x + last->taps * VL == run[j].x &&
+        if (to->runs > 0 && last->taps < longest && last->x + last->taps * x_step == run[j].x &&
             (last->taps == 1 || last->w_step == w_step)) {
             last->w_step = w_step;
             last->taps++;
@@ -248,7 +249,7 @@ static void find_end_runs(const grouped_worker *t, const phase *f, int64_t longe
                 left.offset[left.taps++] = f->offset[j];
             }
         *to = (row_phase){ .run = t->steps + s->steps + (s->phases + i) * t->g->h.taps };
-        find_runs(s, &left, longest, to);
+        find_runs(t->g, s, &left, longest, to);
     }
 }
 
@@ -265,7 +266,7 @@ static grouped_worker start_worker(const grouped *g, const grouped_layout *s, in
     for (int64_t i = 0; i < s->phases; i++) {
         const phase f = axis_phase(&g->h, i, t.held);
         t.phases[i] = (row_phase){ f.first, f.step, f.count, 0, t.steps + s->steps + i * g->h.taps };
-        find_runs(s, &f, longest, t.phases + i);
+        find_runs(g, s, &f, longest, t.phases + i);
         if (s->in_image)
             find_end_runs(&t, &f, longest);
     }
@@ -350,11 +351,12 @@ static void list_steps(grouped_worker *t, const grouped_task *k, const float *in
                 const int64_t position = tap_position(&g->v, k->o, r);
                 if (position < 0)
                     continue;
-                const int64_t row = s->in_image ? 0 : ring_row(t, k, in, position), w = r * g->h.taps * s->tap_floats;
-                const int64_t pixel = (k->image * g->v.in + position) * g->h.in + run->in;
+                const int64_t row = s->in_image ? (k->image * g->v.in + position) * g->h.in * g->groups
+                                                : ring_row(t, k, in, position);
+                const int64_t w = r * g->h.taps * s->tap_floats;
                 for (int64_t i = 0; i < s->slot_planes; i++)
-                    *step++ = (tap_run){ taps, row + run->x + i * s->ring_plane, pixel * g->groups * g->in,
-                                         w + run->w + i * s->slot_lanes * VL, run->w_step };
+                    *step++ = (tap_run){ taps, row + run->x + i * s->ring_plane, w + run->w + i * s->slot_lanes * VL,
+                                         run->w_step };
             }
         t->ends[taps] = step - t->steps;
     }
@@ -415,7 +417,7 @@ INLINE void grouped_products(const int slot, const int width, const int in_image
             acc[p] = load(t->bias);
         UNROLL for (int taps = LONGEST_RUN; taps > 0; taps--)
             for (; run < t->steps + t->ends[taps]; run++) {
-                const float *x = t->x + (in_image ? run->in : run->x) + first * x_step, *w = t->w + run->w;
+                const float *x = t->x + run->x + first * x_step, *w = t->w + run->w;
                 if (slot == VL)
                     for (int l = 0; l < t->inputs; l++)
                         add_products(slot, width, taps, l, run, x, x_step, w, acc);
