@@ -238,8 +238,10 @@ def batch_norm(shape: tuple[int, ...]) -> Operation:
 
     def ours(o: Ours) -> None:
         x, y, mean, rstd = o.image("x"), o.new_image("y", shape), o.new("mean", (c,)), o.new("rstd", (c,))
-        args = [y, mean, rstd, *map(o.given, ("running_mean", "running_var")), x, *map(o.given, ("gamma", "beta"))]
+        variance, running = o.builder.arena(c), [*map(o.given, ("running_mean", "running_var"))]
+        args = [y, mean, rstd, variance, x, *map(o.given, ("gamma", "beta")), *running, None]
         calls.batch_norm(o.builder, "batch_norm", n * h * w, c, args, training=True, eps=1e-5, momentum=0.9)
+        calls.running_statistics(o.builder, c, 0.9, [*running, mean, variance])
 
     def peer(t: Tensors) -> list:
         args = (*(t[name] for name in ("x", "gamma", "beta", "running_mean", "running_var")), True, 0.1, 1e-5)
@@ -261,7 +263,8 @@ def batch_norm_backward(shape: tuple[int, ...]) -> Operation:
 
     def ours(o: Ours) -> None:
         dx, dgamma, dbeta = o.new_image("dx", shape), o.new("dgamma", (c,)), o.new("dbeta", (c,))
-        args = [dx, dgamma, dbeta, o.image("dy"), o.image("x"), *map(o.given, ("mean", "rstd", "gamma"))]
+        args = [dx, dgamma, dbeta, None, o.image("dy"), None, None, o.image("x")]
+        args += map(o.given, ("mean", "rstd", "gamma"))
         calls.batch_norm(o.builder, "batch_norm_backward", n * h * w, c, args, training=True, eps=1e-5)
 
     def peer(t: Tensors) -> list:
