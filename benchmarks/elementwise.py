@@ -56,7 +56,7 @@ class Ours:
 
     def given(self, name: str, result: bool = False) -> Buffer:
         """An input as it is; one that is changed in place is a result as well."""
-        self._arrays[name] = self._inputs[name].copy()
+        self._arrays[name] = aligned(self._inputs[name])
         if result:
             self.results.append(self._arrays[name])
         return self.builder.external(name)
@@ -66,7 +66,7 @@ class Ours:
         x = self._inputs[name]
         n, c, h, w = x.shape
         if self._last:
-            self._arrays[name] = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+            self._arrays[name] = aligned(x.transpose(0, 2, 3, 1))
             return self.builder.external(name)
         given, nhwc = self.given(name), self.builder.arena(x.size)
         calls.transpose(self.builder, n, c, h * w, nhwc, given)
@@ -74,7 +74,8 @@ class Ours:
 
     def new(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
         """A result."""
-        self._arrays[name] = np.zeros(shape, dtype)
+        self._arrays[name] = shapes.empty("benchmark", shape, dtype)
+        self._arrays[name].fill(0)
         self.results.append(self._arrays[name])
         return self.builder.external(name)
 
@@ -112,6 +113,13 @@ class Operation:
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy that begins where those of a network do, at a cache line, as PyTorch's tensors do."""
+    copy = shapes.empty("benchmark", array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 def nbytes(*arrays: np.ndarray) -> int:
@@ -538,7 +546,7 @@ def torch_of(operation: Operation, channels_last: bool, dtype: torch.dtype = tor
     chosen = torch.channels_last if channels_last else torch.contiguous_format
     tensors = {}
     for name, array in operation.inputs.items():
-        tensor = torch.from_numpy(array.copy())
+        tensor = torch.from_numpy(array).clone()
         tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
         tensors[name] = tensor.contiguous(memory_format=chosen) if tensor.ndim == 4 else tensor
     return operation.torch(tensors)
@@ -610,7 +618,7 @@ def copying(floats: int) -> Callable[[], None]:
     builder = PlanBuilder()
     calls.copy(builder, floats, builder.external("out"), builder.external("x"))
     plan = builder.finish()
-    return plan.bind({"out": np.zeros(floats, np.float32), "x": normal(floats)}, Arena(0)).run
+    return plan.bind({"out": aligned(np.zeros(floats, np.float32)), "x": aligned(normal(floats))}, Arena(0)).run
 
 
 def last_level_cache() -> int:

@@ -37,6 +37,10 @@ static inline void store_lanes(float *p, __m256 v, int64_t n)
         *(any_float *)p = part[0];
 }
 
+/* p is a multiple of 32. */
+#define STREAM(p, v) _mm256_stream_ps(p, (__m256)(v))
+#define END_STREAM _mm_sfence()
+
 #define LOAD_PAIR(low, high)                                                                                  \
     ((eight)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1))
 

@@ -16,6 +16,10 @@
 #define LOAD_PART(p, n) ((vec)_mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), p))
 #define STORE_PART(p, v, n) _mm512_mask_storeu_ps(p, (__mmask16)((1u << (n)) - 1), (__m512)(v))
 
+/* p is a multiple of 64. */
+#define STREAM(p, v) _mm512_stream_ps(p, (__m512)(v))
+#define END_STREAM _mm_sfence()
+
 #define LOAD_PAIR(low, high)                                                                                  \
     ((eight)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1))
 

@@ -5,4 +5,11 @@
 #define VEC_BYTES 16
 #define TILE_ROWS 6
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+/* p is a multiple of 16. */
+#define STREAM(p, v) _mm_stream_ps(p, (__m128)(v))
+#define END_STREAM _mm_sfence()
+#endif
+
 #include "../kernels/all.h"

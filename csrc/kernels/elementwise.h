@@ -1,6 +1,6 @@
 /* Element-wise kernels over flat arrays, in blocks shared among the threads. */
 
-enum { ELEMENT_BLOCK = 4096 };
+enum { ELEMENT_BLOCK = 4096, SCALE_STRIP = 4 };
 
 /* An activation f and the derivative's product dy * f'(x), at kinks as PyTorch defines them. The order is
  * that of ACTIVATION_OPTIONS in shapes.py. */
@@ -32,19 +32,20 @@ INLINE vec hard_gate(vec x)
         (void)alpha;                                                                                          \
         return backward;                                                                                      \
     }                                                                                                         \
-    static void name##_forward(float *y, const float *x, int64_t size, float alpha)                           \
+    static void name##_forward(float *y, const float *x, int64_t size, float alpha, int past)                 \
     {                                                                                                         \
         int64_t i = 0;                                                                                        \
         for (; i + VL <= size; i += VL)                                                                       \
-            store(y + i, name##_of(load(x + i), alpha));                                                      \
+            put_n(y + i, name##_of(load(x + i), alpha), VL, past);                                            \
         if (i < size)                                                                                         \
             store_n(y + i, name##_of(load_n(x + i, size - i), alpha), size - i);                              \
     }                                                                                                         \
-    static void name##_backward(float *dx, const float *dy, const float *x, int64_t size, float alpha)        \
+    static void name##_backward(float *dx, const float *dy, const float *x, int64_t size, float alpha,        \
+                                int past)                                                                     \
     {                                                                                                         \
         int64_t i = 0;                                                                                        \
         for (; i + VL <= size; i += VL)                                                                       \
-            store(dx + i, name##_gradient(load(dy + i), load(x + i), alpha));                                 \
+            put_n(dx + i, name##_gradient(load(dy + i), load(x + i), alpha), VL, past);                       \
         if (i < size)                                                                                         \
             store_n(dx + i, name##_gradient(load_n(dy + i, size - i), load_n(x + i, size - i), alpha), size - i); \
     }
@@ -52,8 +53,8 @@ ACTIVATIONS(ACTIVATION_FUNCTIONS)
 
 #define ACTIVATION_ENTRY(name, forward, backward) { name##_forward, name##_backward },
 static const struct {
-    void (*forward)(float *y, const float *x, int64_t size, float alpha);
-    void (*backward)(float *dx, const float *dy, const float *x, int64_t size, float alpha);
+    void (*forward)(float *y, const float *x, int64_t size, float alpha, int past);
+    void (*backward)(float *dx, const float *dy, const float *x, int64_t size, float alpha, int past);
 } activation_functions[] = { ACTIVATIONS(ACTIVATION_ENTRY) };
 
 #define ACTIVATION_KIND(name, forward, backward) KIND_##name,
@@ -65,9 +66,11 @@ static void activation(const void *desc, void *const *args)
     const pycnn_elementwise *d = desc;
     float *y = args[0];
     const float *x = args[1];
-#pragma omp for schedule(static)
+    const int past = streams(y, 2 * d->size, ELEMENT_BLOCK);
+#pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < d->size; i += ELEMENT_BLOCK)
-        activation_functions[d->kind].forward(y + i, x + i, MIN(ELEMENT_BLOCK, d->size - i), d->alpha);
+        activation_functions[d->kind].forward(y + i, x + i, MIN(ELEMENT_BLOCK, d->size - i), d->alpha, past);
+    end_stream(past);
 }
 
 /* dx, dy, x */
@@ -76,9 +79,12 @@ static void activation_backward(const void *desc, void *const *args)
     const pycnn_elementwise *d = desc;
     float *dx = args[0];
     const float *dy = args[1], *x = args[2];
-#pragma omp for schedule(static)
+    const int past = streams(dx, 3 * d->size, ELEMENT_BLOCK);
+#pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < d->size; i += ELEMENT_BLOCK)
-        activation_functions[d->kind].backward(dx + i, dy + i, x + i, MIN(ELEMENT_BLOCK, d->size - i), d->alpha);
+        activation_functions[d->kind].backward(dx + i, dy + i, x + i, MIN(ELEMENT_BLOCK, d->size - i), d->alpha,
+                                               past);
+    end_stream(past);
 }
 
 /* dx, dy, y = f(x): sigmoid and tanh have derivatives that cost less from y, y (1 - y) and 1 - y^2. */
@@ -87,13 +93,15 @@ static void activation_backward_of_y(const void *desc, void *const *args)
     const pycnn_elementwise own = *(const pycnn_elementwise *)desc, *d = &own;
     float *dx = args[0];
     const float *dy = args[1], *y = args[2];
-#pragma omp for schedule(static)
+    const int past = streams(dx, 3 * d->size, ELEMENT_BLOCK);
+#pragma omp for schedule(static) nowait
     for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
         for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
             const vec v = load_n(y + i, d->size - i);
             const vec slope = d->kind == KIND_tanh ? 1.0f - v * v : v * (1.0f - v);
-            store_n(dx + i, load_n(dy + i, d->size - i) * slope, d->size - i);
+            put_n(dx + i, load_n(dy + i, d->size - i) * slope, d->size - i, past);
         }
+    end_stream(past);
 }
 
 /* y, a, b; y may be a or b */
@@ -102,10 +110,12 @@ static void add(const void *desc, void *const *args)
     const pycnn_elementwise own = *(const pycnn_elementwise *)desc, *d = &own;
     float *y = args[0];
     const float *a = args[1], *b = args[2];
-#pragma omp for schedule(static)
+    const int past = streams(y, 3 * d->size, ELEMENT_BLOCK);
+#pragma omp for schedule(static) nowait
     for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
         for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL)
-            store_n(y + i, load_n(a + i, d->size - i) + load_n(b + i, d->size - i), d->size - i);
+            put_n(y + i, load_n(a + i, d->size - i) + load_n(b + i, d->size - i), d->size - i, past);
+    end_stream(past);
 }
 
 /* y (rows, columns), bias (columns,), which is added to each row. A bias of less than a vector is repeated until it
@@ -152,9 +162,9 @@ INLINE void scale_backward_strip(const pycnn_pool2d *d, void *const *args, int64
     float *dx = (float *)args[0] + start, *dscale = (float *)args[1] + image * d->c + at;
     const float *dy = (const float *)args[2] + start, *x = (const float *)args[3] + start;
     const float *scale = (const float *)args[4] + image * d->c + at;
-    vec total[MEAN_STRIP] = { splat(0) };
+    vec total[SCALE_STRIP] = { splat(0) };
     for (int64_t first = 0; first < pixels; first += MEAN_CHUNK) {
-        vec sum[MEAN_STRIP] = { splat(0) };
+        vec sum[SCALE_STRIP] = { splat(0) };
         for (int64_t pixel = first; pixel < MIN(pixels, first + MEAN_CHUNK); pixel++)
             UNROLL for (int v = 0; v < vectors; v++) {
                 const int64_t i = pixel * d->c + v * VL, rest = n - v * VL;
@@ -173,12 +183,12 @@ INLINE void scale_backward_strip(const pycnn_pool2d *d, void *const *args, int64
 static void scale_channels_backward(const void *desc, void *const *args)
 {
     const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
-    const int64_t strip = MEAN_STRIP * VL, strips = ceil_div(d->c, strip);
+    const int64_t strip = SCALE_STRIP * VL, strips = ceil_div(d->c, strip);
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < d->n * strips; task++) {
         const int64_t image = task / strips, first = task % strips * strip;
         if (first + strip <= d->c)
-            scale_backward_strip(d, args, image, first, strip, MEAN_STRIP);
+            scale_backward_strip(d, args, image, first, strip, SCALE_STRIP);
         else
             for (int64_t c = first; c < d->c; c += VL)
                 scale_backward_strip(d, args, image, c, d->c - c, 1);

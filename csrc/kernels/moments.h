@@ -9,7 +9,7 @@
  * its mean is of the size of the deviations (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample
  * variance", section 3). The slices depend on shapes alone. */
 
-enum { SLICE_PIXELS = 64, MOMENT_STRIP = 4, MERGE_CHANNELS = 16 };
+enum { SLICE_PIXELS = 64, MOMENT_STRIP = 8, MERGE_CHANNELS = 16 };
 
 /* Of each slice: its number of pixels, and its means and sums of squares, a row of all channels. */
 typedef struct { int64_t slices, channels, *pixels; float *mean, *square; } moments;
@@ -104,6 +104,8 @@ static void take_moments(const moments *m, const float *x, int64_t pixels)
         for (; c + MOMENT_STRIP * VL <= columns; c += MOMENT_STRIP * VL)
             strip_moments(x + first * columns + c, rows, columns, means + c, squares + c, MOMENT_STRIP * VL,
                           MOMENT_STRIP);
+        for (; c + 4 * VL <= columns; c += 4 * VL)
+            strip_moments(x + first * columns + c, rows, columns, means + c, squares + c, 4 * VL, 4);
         for (; c < columns; c += VL)
             strip_moments(x + first * columns + c, rows, columns, means + c, squares + c, columns - c, 1);
     }

@@ -34,13 +34,13 @@ static int64_t batch_norm_workspace(const void *desc, int64_t threads)
 
 /* n channels of one row of outputs; `residual` may be NULL. */
 INLINE void normalise(pycnn_epilogue epilogue, float *y, const float *x, const float *mean, const float *rstd,
-                      const float *gamma, const float *beta, const float *residual, int64_t n)
+                      const float *gamma, const float *beta, const float *residual, int64_t n, int past)
 {
     const vec scale = load_n(rstd, n) * load_n(gamma, n);
     vec out = (load_n(x, n) - load_n(mean, n)) * scale + load_n(beta, n);
     if (residual)
         out = out + load_n(residual, n);
-    store_n(y, epilogue.rectifies ? rectify(out, epilogue.slope) : out, n);
+    put_n(y, epilogue.rectifies ? rectify(out, epilogue.slope) : out, n, past);
 }
 
 static void normalise_rows(const pycnn_batch_norm *d, float *y, const float *x, const float *mean,
@@ -48,6 +48,7 @@ static void normalise_rows(const pycnn_batch_norm *d, float *y, const float *x, 
 {
     const int64_t columns = d->columns;
     const pycnn_epilogue epilogue = d->epilogue;
+    const int past = streams(y, 2 * d->rows * columns, columns);
     int64_t first, slice;
     own_slices(d, &first, &slice);
     while (slice-- > first) {
@@ -57,13 +58,13 @@ static void normalise_rows(const pycnn_batch_norm *d, float *y, const float *x, 
             int64_t c = 0;
             for (; c + VL <= columns; c += VL)
                 normalise(epilogue, y + row + c, x + row + c, mean + c, rstd + c, gamma + c, beta + c,
-                          added ? added + c : NULL, VL);
+                          added ? added + c : NULL, VL, past);
             if (c < columns)
                 normalise(epilogue, y + row + c, x + row + c, mean + c, rstd + c, gamma + c, beta + c,
-                          added ? added + c : NULL, columns - c);
+                          added ? added + c : NULL, columns - c, past);
         }
     }
-#pragma omp barrier
+    end_stream(past);
 }
 
 /* y, mean, rstd (both kept for backward), variance (of training), x, gamma, beta, running_mean, running_var (both read
@@ -157,15 +158,16 @@ static void slice_gradients(const pycnn_batch_norm *d, const norm_gradient *g, c
         const int64_t first = slice_start(d, slice), rows = slice_start(d, slice + 1) - first;
         const float *slice_x = x + first * columns;
         float *to = products + slice * columns, *sums_to = sums + slice * columns;
-        int64_t c = 0;
-        for (; c + NORM_STRIP * VL <= columns; c += NORM_STRIP * VL) {
+        for (int64_t c = 0, n; c < columns; c += n) {
             const norm_gradient from = gradient_from(g, first * columns + c);
-            strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c, NORM_STRIP * VL,
-                            NORM_STRIP);
-        }
-        for (; c < columns; c += VL) {
-            const norm_gradient from = gradient_from(g, first * columns + c);
-            strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c, columns - c, 1);
+            n = MIN(NORM_STRIP * VL, columns - c);
+            if (n == NORM_STRIP * VL)
+                strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c,
+                                NORM_STRIP * VL, NORM_STRIP);
+            else if (n >= VL)
+                strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c, n = VL, 1);
+            else
+                strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c, n, 1);
         }
     }
 }
@@ -192,11 +194,11 @@ static void merge_gradients(const pycnn_batch_norm *d, const float *products, co
 
 /* n channels, from `at` on, of one row of dx = gamma rstd (dr - share (dbeta + x^ dgamma)). */
 INLINE void input_gradient(float *dx, const norm_gradient *g, int64_t at, const float *x, const float *mean, const float *rstd,
-                           const float *gamma, const float *dgamma, const float *dbeta, float share, int64_t n)
+                           const float *gamma, const float *dgamma, const float *dbeta, float share, int64_t n, int past)
 {
     const vec scale = load_n(rstd, n), normal = (load_n(x, n) - load_n(mean, n)) * scale;
     const vec through = load_n(dbeta, n) * share + normal * (load_n(dgamma, n) * share);
-    store_n(dx, load_n(gamma, n) * scale * (gradient_at(g, at, n) - through), n);
+    put_n(dx, load_n(gamma, n) * scale * (gradient_at(g, at, n) - through), n, past);
 }
 
 /* The share of each row in the mean and the variance is 1 / rows in training, 0 where they do not depend on x. */
@@ -207,6 +209,7 @@ static void input_gradients(const pycnn_batch_norm *d, float *dx, const norm_gra
     const float share = d->training ? 1.0f / (float)d->rows : 0.0f;
     const int64_t columns = d->columns;
     const norm_gradient from = *g;
+    const int past = streams(dx, 3 * d->rows * columns, columns);
     int64_t first, slice;
     own_slices(d, &first, &slice);
     while (slice-- > first) {
@@ -215,13 +218,13 @@ static void input_gradients(const pycnn_batch_norm *d, float *dx, const norm_gra
             int64_t c = 0;
             for (; c + VL <= columns; c += VL)
                 input_gradient(dx + row + c, &from, row + c, x + row + c, mean + c, rstd + c, gamma + c, dgamma + c,
-                               dbeta + c, share, VL);
+                               dbeta + c, share, VL, past);
             if (c < columns)
                 input_gradient(dx + row + c, &from, row + c, x + row + c, mean + c, rstd + c, gamma + c, dgamma + c,
-                               dbeta + c, share, columns - c);
+                               dbeta + c, share, columns - c, past);
         }
     }
-#pragma omp barrier
+    end_stream(past);
 }
 
 /* dx, dgamma = sum dr x^, dbeta = sum dr, dr or NULL, dy, dy2 or NULL, y or NULL (what was rectified), x, mean, rstd,

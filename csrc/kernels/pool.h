@@ -160,9 +160,15 @@ static void max_backward_apart(const pycnn_pool2d *desc, float *dx, const float 
     }
 }
 
+/* Whether dx is streamed, from dy and what else is as large: no vector runs into the next pixel then. */
+INLINE int streams_inputs(const pycnn_pool2d *d, const float *dx, int read)
+{
+    return streams(dx, d->n * (d->h * d->w + read * d->oh * d->ow) * d->c, d->c);
+}
+
 /* n channels of one input pixel: dy and argmax at the first of the windows that cover it. */
 INLINE void max_backward_vector(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax,
-                                int64_t place, int64_t n, int64_t room, int64_t rows, int64_t columns)
+                                int64_t place, int64_t n, int64_t room, int past, int64_t rows, int64_t columns)
 {
     vec sum = splat(0);
     for (int64_t r = 0; r < rows; r++)
@@ -171,24 +177,25 @@ INLINE void max_backward_vector(const pycnn_pool2d *d, float *dx, const float *d
             const ivec here = load_int_n(argmax + at, n) == splat_int((int32_t)place);
             sum = sum + (vec)(here & (ivec)load_n(dy + at, n));
         }
-    store_n(dx, sum, room);
+    put_n(dx, sum, room, past);
 }
 
 INLINE void max_backward_pixel(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax,
-                               int64_t place, int64_t room, int64_t rows, int64_t columns)
+                               int64_t place, int64_t room, int past, int64_t rows, int64_t columns)
 {
     int64_t c = 0;
     for (; c + VL <= d->c; c += VL)
-        max_backward_vector(d, dx + c, dy + c, argmax + c, place, VL, VL, rows, columns);
+        max_backward_vector(d, dx + c, dy + c, argmax + c, place, VL, VL, past, rows, columns);
     if (c < d->c)
-        max_backward_vector(d, dx + c, dy + c, argmax + c, place, d->c - c, room - c, rows, columns);
+        max_backward_vector(d, dx + c, dy + c, argmax + c, place, d->c - c, room - c, 0, rows, columns);
 }
 
 static void max_backward_overlapping(const pycnn_pool2d *desc, float *dx, const float *dy, const int32_t *argmax)
 {
     const pycnn_pool2d own = *desc, *d = &own;
     const int64_t extent_h = (d->r - 1) * d->dilation_h + 1, extent_w = (d->s - 1) * d->dilation_w + 1;
-#pragma omp for schedule(static)
+    const int past = streams_inputs(d, dx, 2);
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < d->n * d->h; row++) {
         const int64_t image = row / d->h * d->oh, h = row % d->h;
         int64_t oh0 = 0, oh1 = 0, ow0 = 0, ow1 = 0;
@@ -197,9 +204,10 @@ static void max_backward_overlapping(const pycnn_pool2d *desc, float *dx, const 
             covering(w + d->pad_w, extent_w, d->stride_w, d->ow, &ow0, &ow1);
             const int64_t from = ((image + oh0) * d->ow + ow0) * d->c;
             BY_SIZE(oh1 - oh0, ow1 - ow0, max_backward_pixel, d, dx + (row * d->w + w) * d->c, dy + from,
-                    argmax + from, h * d->w + w, (d->w - w) * d->c);
+                    argmax + from, h * d->w + w, (d->w - w) * d->c, past);
         }
     }
+    end_stream(past);
 }
 
 enum { SCATTER_STRIP = 4 * VL };
@@ -234,16 +242,21 @@ static void max_pool2d_backward(const void *desc, void *const *args)
         max_backward_apart(d, args[0], args[1], args[2]);
 }
 
-/* 1 / the divisor of the window at (top, left): its size with padding, cut at the padded edge, or what of it
- * lies inside the image. */
-INLINE float average_scale(const pycnn_pool2d *d, int64_t top, int64_t left)
+/* The divisor of the window at (top, left): its size with padding, cut at the padded edge, or what of it lies inside
+ * the image. */
+INLINE int64_t averaged(const pycnn_pool2d *d, int64_t top, int64_t left)
 {
     int64_t rows = MIN(top + d->r, d->h + d->pad_h) - top, columns = MIN(left + d->s, d->w + d->pad_w) - left;
     if (!d->count_include_pad) {
         rows = MIN(top + d->r, d->h) - MAX(top, 0);
         columns = MIN(left + d->s, d->w) - MAX(left, 0);
     }
-    return 1.0f / (float)(rows * columns);
+    return rows * columns;
+}
+
+INLINE float average_scale(const pycnn_pool2d *d, int64_t top, int64_t left)
+{
+    return 1.0f / (float)averaged(d, top, left);
 }
 
 INLINE void average_vector(const pycnn_pool2d *d, float *y, const float *x, float scale, int64_t n, int64_t room,
@@ -301,30 +314,64 @@ INLINE void add_share(float *dx, const float *dy, float scale, int64_t channels,
     }
 }
 
+/* One input pixel under the windows oh0..oh1-1, ow0..ow1-1 of an image's dy, which may have different divisors. */
+static void average_backward_edge(const pycnn_pool2d *d, float *dx, const float *dy, int64_t room, int64_t oh0,
+                                  int64_t oh1, int64_t ow0, int64_t ow1)
+{
+    if (oh0 >= oh1 || ow0 >= ow1)
+        clear_floats(dx, d->c);
+    for (int64_t oh = oh0; oh < oh1; oh++)
+        for (int64_t ow = ow0; ow < ow1; ow++) {
+            const float scale = average_scale(d, oh * d->stride_h - d->pad_h, ow * d->stride_w - d->pad_w);
+            add_share(dx, dy + (oh * d->ow + ow) * d->c, scale, d->c, room, oh == oh0 && ow == ow0);
+        }
+}
+
+/* n channels of one input pixel: dy at the first of the windows that cover it, which all have the divisor 1 / scale. */
+INLINE void average_backward_vector(const pycnn_pool2d *d, float *dx, const float *dy, float scale, int64_t n,
+                                    int64_t room, int past, int64_t rows, int64_t columns)
+{
+    vec sum = splat(0);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t s = 0; s < columns; s++)
+            sum = sum + load_n(dy + (r * d->ow + s) * d->c, n);
+    put_n(dx, sum * scale, room, past);
+}
+
+INLINE void average_backward_pixel(const pycnn_pool2d *d, float *dx, const float *dy, float scale, int64_t room,
+                                   int past, int64_t rows, int64_t columns)
+{
+    int64_t c = 0;
+    for (; c + VL <= d->c; c += VL)
+        average_backward_vector(d, dx + c, dy + c, scale, VL, VL, past, rows, columns);
+    if (c < d->c)
+        average_backward_vector(d, dx + c, dy + c, scale, d->c - c, room - c, 0, rows, columns);
+}
+
 static void average_backward_overlapping(const pycnn_pool2d *desc, float *dx, const float *dy)
 {
     const pycnn_pool2d own = *desc, *d = &own;
-#pragma omp for schedule(static)
+    const int64_t whole = d->r * d->s;
+    const int past = streams_inputs(d, dx, 1);
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < d->n * d->h; row++) {
+        const float *image = dy + row / d->h * d->oh * d->ow * d->c;
         int64_t oh0 = 0, oh1 = 0, ow0 = 0, ow1 = 0;
         covering(row % d->h + d->pad_h, d->r, d->stride_h, d->oh, &oh0, &oh1);
+        const int64_t top = oh0 * d->stride_h - d->pad_h, last_top = (oh1 - 1) * d->stride_h - d->pad_h;
         for (int64_t w = 0; w < d->w; w++) {
             covering(w + d->pad_w, d->s, d->stride_w, d->ow, &ow0, &ow1);
-            float *to = dx + (row * d->w + w) * d->c;
+            const int64_t left = ow0 * d->stride_w - d->pad_w, last_left = (ow1 - 1) * d->stride_w - d->pad_w;
             const int64_t room = (d->w - w) * d->c;
-            if (oh0 >= oh1 || ow0 >= ow1)
-                memset(to, 0, sizeof(float) * (size_t)d->c);
-            for (int64_t oh = oh0; oh < oh1; oh++)
-                for (int64_t ow = ow0; ow < ow1; ow++) {
-                    const float *from = dy + ((row / d->h * d->oh + oh) * d->ow + ow) * d->c;
-                    const float scale = average_scale(d, oh * d->stride_h - d->pad_h, ow * d->stride_w - d->pad_w);
-                    if (oh == oh0 && ow == ow0)
-                        add_share(to, from, scale, d->c, room, 1);
-                    else
-                        add_share(to, from, scale, d->c, room, 0);
-                }
+            float *to = dx + (row * d->w + w) * d->c;
+            if (averaged(d, top, left) == whole && averaged(d, last_top, last_left) == whole)
+                BY_SIZE(oh1 - oh0, ow1 - ow0, average_backward_pixel, d, to, image + (oh0 * d->ow + ow0) * d->c,
+                        1.0f / (float)whole, room, past);
+            else
+                average_backward_edge(d, to, image, room, oh0, oh1, ow0, ow1);
         }
     }
+    end_stream(past);
 }
 
 /* n channels of a cell of rows by columns; the window covers the first inner_rows by inner_columns of it. */
@@ -375,7 +422,7 @@ static void avg_pool2d_backward(const void *desc, void *const *args)
         average_backward_apart(desc, args[0], args[1]);
 }
 
-enum { MEAN_STRIP = 4, MEAN_CHUNK = 16 };
+enum { MEAN_STRIP = 8, MEAN_CHUNK = 16 };
 
 /* The means of n channels in `vectors` vectors. The sum of each MEAN_CHUNK pixels is added to the total, which keeps
  * the sums short. */
@@ -409,24 +456,35 @@ static void global_avg_pool2d(const void *desc, void *const *args)
         if (first + strip <= channels)
             mean_of_pixels(to + first, from + first, pixels, channels, strip, MEAN_STRIP);
         else
-            for (int64_t c = first; c < channels; c += VL)
-                mean_of_pixels(to + c, from + c, pixels, channels, channels - c, 1);
+            for (int64_t c = first, n; c < channels; c += n) {
+                n = MIN(channels - c, strip / 2);
+                if (n == strip / 2)
+                    mean_of_pixels(to + c, from + c, pixels, channels, strip / 2, MEAN_STRIP / 2);
+                else
+                    mean_of_pixels(to + c, from + c, pixels, channels, n = MIN(n, VL), 1);
+            }
     }
 }
 
-/* dx, dy (N, C): the first pixel of each row is computed, the others are copies of those before. */
+/* dx, dy (N, C): the first pixel of each row is computed, the others are copies of those before, unless dx is streamed. */
 static void global_avg_pool2d_backward(const void *desc, void *const *args)
 {
     const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
     float *dx = args[0];
     const float *dy = args[1];
     const int64_t channels = d->c, width = d->w * channels;
-#pragma omp for schedule(static)
+    const int past = streams_inputs(d, dx, 0);
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < d->n * d->h; row++) {
         float *to = dx + row * width;
-        for (int64_t c = 0; c < channels; c += VL)
-            store_n(to + c, load_n(dy + row / d->h * channels + c, channels - c) / (float)(d->h * d->w), channels - c);
-        for (int64_t done = channels; done < width; done *= 2)
+        const int64_t computed = past ? width : channels;
+        for (int64_t first = 0; first < computed; first += channels)
+            for (int64_t c = 0; c < channels; c += VL) {
+                const vec gradient = load_n(dy + row / d->h * channels + c, channels - c);
+                put_n(to + first + c, gradient / (float)(d->h * d->w), channels - c, past);
+            }
+        for (int64_t done = computed; done < width; done *= 2)
             memcpy(to + done, to, sizeof(float) * (size_t)MIN(done, width - done));
     }
+    end_stream(past);
 }

@@ -51,6 +51,39 @@ INLINE void store_n(float *p, vec v, int64_t n)
     else
         STORE_PART(p, v, n);
 }
+
+/* The outputs of a kernel that reads and writes so many floats, more than a usual last cache holds, go past the caches:
+ * the next reader would find few of them there, and a line that a plain store writes is first fetched from memory. */
+enum { STREAM_FLOATS = 10 << 20 };
+
+#ifndef STREAM
+#define STREAM(p, v) store(p, v)
+#define END_STREAM (void)0
+#endif
+
+/* Whether the outputs, which are stored in rows of `step`, are streamed by a kernel that moves so many floats. */
+INLINE int streams(const float *out, int64_t moved, int64_t step)
+{
+    return moved >= STREAM_FLOATS && step % VL == 0 && (uintptr_t)out % VEC_BYTES == 0;
+}
+
+/* What follows the loop, without a barrier of its own, of threads that store past the caches. */
+static void end_stream(int past)
+{
+    if (past)
+        END_STREAM;
+#pragma omp barrier
+}
+
+/* As store_n, or past the caches. */
+INLINE void put_n(float *p, vec v, int64_t n, int past)
+{
+    if (past && n >= VL)
+        STREAM(p, v);
+    else
+        store_n(p, v, n);
+}
+
 INLINE ivec load_int_n(const int32_t *p, int64_t n) { return (ivec)load_n((const float *)p, n); }
 INLINE void store_int_n(int32_t *p, ivec v, int64_t n) { store_n((float *)p, (vec)v, n); }
 
