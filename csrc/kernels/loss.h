@@ -1,7 +1,12 @@
-/* Softmax and the losses. Losses are summed up in double precision: each of LOSS_SLICES slices of the rows from its
- * first to its last, then the slices. A gradient argument may be NULL, when only the loss is wanted. */
+/* Softmax and the losses.
+ *
+ *     for each row (shared): its highest element; exponentials and their sum, into workspace; from there, scaled, to y
+ *     rows of up to NARROW columns, VL rows at a time (shared): the same with a row in each lane, transposed and back
+ *
+ * Losses are summed up in double precision: each of at most LOSS_SLICES slices of the rows from its first to its last,
+ * then the slices. A gradient argument may be NULL, when only the loss is wanted. */
 
-enum { LOSS_SLICES = 64 };
+enum { LOSS_SLICES = 64, NARROW = 32 };
 
 /* Without NaN, which the sum of the row's exponentials brings out. */
 static float row_max(const float *x, int64_t columns)
@@ -21,13 +26,15 @@ static float row_max(const float *x, int64_t columns)
 }
 
 /* y = exp(x - highest) over a row; returns its sum. Apart from `highest`, which may be so large that the difference of
- * two log-sum-exps would have few digits left. y may be x. */
-static float exp_row(float *y, const float *x, float highest, int64_t columns)
+ * two log-sum-exps would have few digits left. Rows `past` the caches follow each other: the next one is called. */
+static float exp_row(float *y, const float *x, float highest, int64_t columns, int past)
 {
     vec sum = splat(0);
     int64_t c = 0;
     for (; c + VL <= columns; c += VL) {
         const vec e = vec_exp_negative(load(x + c) - highest);
+        if (past)
+            __builtin_prefetch(x + columns + c);
         store(y + c, e);
         sum = sum + e;
     }
@@ -39,28 +46,71 @@ static float exp_row(float *y, const float *x, float highest, int64_t columns)
     return lane_sum(sum);
 }
 
-/* y = y * scale over a row. */
-static void scale_row(float *y, float scale, int64_t columns)
+/* y = x * scale over a row. */
+static void scale_row(float *y, const float *x, float scale, int64_t columns, int past)
 {
     int64_t c = 0;
     for (; c + VL <= columns; c += VL)
-        store(y + c, load(y + c) * scale);
+        put_n(y + c, load(x + c) * scale, VL, past);
     if (c < columns)
-        store_n(y + c, load_n(y + c, columns - c) * scale, columns - c);
+        store_n(y + c, load_n(x + c, columns - c) * scale, columns - c);
+}
+
+/* Of VL rows, a lane each. */
+typedef struct { vec highest, sum; } lane_sums;
+
+/* exp_row of VL rows x of up to NARROW columns: y gets a vector for each column. */
+INLINE lane_sums exp_lanes(float *y, const float *x, int64_t columns)
+{
+    transpose_matrix(x, columns, y, VL, VL, columns);
+    lane_sums s = { load(y), splat(0) };
+    for (int64_t c = 1; c < columns; c++)
+        s.highest = vec_max(load(y + c * VL), s.highest);
+    for (int64_t c = 0; c < columns; c++) {
+        const vec e = vec_exp_negative(load(y + c * VL) - s.highest);
+        store(y + c * VL, e);
+        s.sum = s.sum + e;
+    }
+    return s;
+}
+
+/* scale_row of VL rows, of which x has a vector for each column. */
+INLINE void scale_lanes(float *y, float *x, vec scale, int64_t columns)
+{
+    for (int64_t c = 0; c < columns; c++)
+        store(x + c * VL, load(x + c * VL) * scale);
+    transpose_matrix(x, VL, y, columns, columns, VL);
+}
+
+static int64_t softmax_workspace(const void *desc, int64_t threads)
+{
+    const pycnn_matrix *d = desc;
+    return threads * line_floats(d->columns) * (int64_t)sizeof(float);
 }
 
 /* y, x */
 static void softmax(const void *desc, void *const *args)
 {
     const pycnn_matrix own = *(const pycnn_matrix *)desc, *d = &own;
-    float *y = args[0];
+    float *y = args[0], *spare = (float *)args[2] + omp_get_thread_num() * line_floats(d->columns);
     const float *x = args[1];
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < d->rows; i++) {
-        const float *from = x + i * d->columns;
-        float *to = y + i * d->columns;
-        scale_row(to, 1.0f / exp_row(to, from, row_max(from, d->columns), d->columns), d->columns);
+    const int past = streams(y, 2 * d->rows * d->columns, d->columns);
+#pragma omp for schedule(static) nowait
+    for (int64_t first = 0; first < d->rows; first += VL) {
+        const float *from = x + first * d->columns;
+        float *to = y + first * d->columns, lanes[NARROW * VL];
+        if (d->columns <= NARROW && first + VL <= d->rows) {
+            const lane_sums s = exp_lanes(lanes, from, d->columns);
+            scale_lanes(to, lanes, 1.0f / s.sum, d->columns);
+            continue;
+        }
+        for (int64_t i = first; i < MIN(d->rows, first + VL); i++, from += d->columns, to += d->columns) {
+            float *e = past ? spare : to;
+            const float sum = exp_row(e, from, row_max(from, d->columns), d->columns, past);
+            scale_row(to, e, 1.0f / sum, d->columns, past);
+        }
     }
+    end_stream(past);
 }
 
 /* dx, dy, y: dx = y (dy - sum(dy y)) */
@@ -85,12 +135,12 @@ static void softmax_backward(const void *desc, void *const *args)
 
 static int64_t sums_bytes(void) { return LOSS_SLICES * (int64_t)sizeof(double); }
 
-static void mean_loss(float *loss, const double *sums, int64_t count)
+static void mean_loss(float *loss, const double *sums, int64_t slices, int64_t count)
 {
 #pragma omp single
     {
         double sum = 0;
-        for (int64_t slice = 0; slice < LOSS_SLICES; slice++)
+        for (int64_t slice = 0; slice < slices; slice++)
             sum += sums[slice];
         *loss = (float)(sum / (double)count);
     }
@@ -119,40 +169,83 @@ static float row_loss(
     return loss;
 }
 
+/* What softmax_cross_entropy is called with. */
+typedef struct {
+    int64_t rows, columns;
+    float *dlogits;
+    const float *logits, *targets, *weights;
+    const int32_t *labels;
+    float smoothing;
+    int past;
+} entropy;
+
+INLINE float row_weight(const entropy *e, int64_t row) { return e->weights ? e->weights[row] : 1.0f; }
+
+/* The loss of one row. */
+static double entropy_of_row(const entropy *e, int64_t row, float *spare)
+{
+    const int64_t columns = e->columns;
+    float *dz = e->dlogits ? e->dlogits + row * columns : NULL, *p = dz && !e->past ? dz : spare;
+    const float *z = e->logits + row * columns, highest = row_max(z, columns);
+    const float sum = exp_row(p, z, highest, columns, e->past);
+    const float weight = row_weight(e, row), share = weight / (float)e->rows;
+    if (!e->labels || e->smoothing != 0.0f) {
+        const float *t = e->labels ? NULL : e->targets + row * columns;
+        const float loss = row_loss(p, z, t, e->labels ? e->labels[row] : 0, e->smoothing, highest, sum, columns);
+        if (dz)
+            scale_row(dz, p, share, columns, e->past);
+        return weight * loss;
+    }
+    const int32_t label = e->labels[row];
+    p[label] -= sum;
+    if (dz)
+        scale_row(dz, p, share / sum, columns, e->past);
+    return weight * (logf(sum) + (highest - z[label]));
+}
+
+/* The losses of VL rows of up to NARROW columns, of labels without smoothing. */
+static double entropy_of_lanes(const entropy *e, int64_t row)
+{
+    float p[NARROW * VL];
+    const lane_sums s = exp_lanes(p, e->logits + row * e->columns, e->columns);
+    vec share;
+    double loss = 0;
+    for (int i = 0; i < VL; i++) {
+        const int32_t label = e->labels[row + i];
+        const float weight = row_weight(e, row + i);
+        share[i] = weight / (float)e->rows;
+        p[label * VL + i] -= s.sum[i];
+        loss += weight * (logf(s.sum[i]) + (s.highest[i] - e->logits[(row + i) * e->columns + label]));
+    }
+    if (e->dlogits)
+        scale_lanes(e->dlogits + row * e->columns, p, share / s.sum, e->columns);
+    return loss;
+}
+
 /* loss, dlogits or NULL, logits, labels (int32) or NULL, targets (rows of probabilities) or NULL, weights of the rows
  * or NULL */
 static void softmax_cross_entropy(const void *desc, void *const *args)
 {
-    const pycnn_loss own = *(const pycnn_loss *)desc, *d = &own;
-    float *dlogits = args[1];
-    const float *logits = args[2], *targets = args[4], *weights = args[5], smoothing = d->parameter;
-    const int32_t *labels = args[3];
+    const pycnn_loss *d = desc;
+    const int past = args[1] && streams(args[1], 2 * d->rows * d->columns, d->columns);
+    const entropy e = { d->rows, d->columns, args[1], args[2], args[4], args[5], args[3], d->parameter, past };
+    const int by_lanes = e.columns <= NARROW && e.labels && e.smoothing == 0.0f;
+    const int64_t slices = MAX(1, MIN(LOSS_SLICES, e.rows / 16));
     double *sums = args[6];
-    float *spare = (float *)(sums + LOSS_SLICES) + omp_get_thread_num() * line_floats(d->columns);
-#pragma omp for schedule(static)
-    for (int64_t slice = 0; slice < LOSS_SLICES; slice++) {
-        const int64_t last = part_start(d->rows, slice + 1, LOSS_SLICES);
+    float *spare = (float *)(sums + LOSS_SLICES) + omp_get_thread_num() * line_floats(e.columns);
+#pragma omp for schedule(static) nowait
+    for (int64_t slice = 0; slice < slices; slice++) {
+        const int64_t last = part_start(e.rows, slice + 1, slices);
+        int64_t row = part_start(e.rows, slice, slices);
         double loss = 0;
-        for (int64_t i = part_start(d->rows, slice, LOSS_SLICES); i < last; i++) {
-            const float *z = logits + i * d->columns;
-            float *p = dlogits ? dlogits + i * d->columns : spare;
-            const float highest = row_max(z, d->columns), sum = exp_row(p, z, highest, d->columns);
-            const float weight = weights ? weights[i] : 1.0f, share = weight / (float)d->rows;
-            if (!labels || smoothing != 0.0f) {
-                const float *t = labels ? NULL : targets + i * d->columns;
-                loss += weight * row_loss(p, z, t, labels ? labels[i] : 0, smoothing, highest, sum, d->columns);
-                scale_row(p, share, d->columns);
-                continue;
-            }
-            loss += weight * (logf(sum) + (highest - z[labels[i]]));
-            if (dlogits) {
-                scale_row(p, share / sum, d->columns);
-                p[labels[i]] -= share;
-            }
-        }
+        for (; by_lanes && row + VL <= last; row += VL)
+            loss += entropy_of_lanes(&e, row);
+        for (; row < last; row++)
+            loss += entropy_of_row(&e, row, spare);
         sums[slice] = loss;
     }
-    mean_loss(args[0], sums, d->rows);
+    end_stream(past);
+    mean_loss(args[0], sums, slices, e.rows);
 }
 
 /* The losses of elements y with targets t, and their derivatives. */
@@ -239,7 +332,7 @@ INLINE void mean_of_elements(const void *desc, void *const *args, element_losses
         }
         sums[slice] = loss;
     }
-    mean_loss(args[0], sums, count);
+    mean_loss(args[0], sums, LOSS_SLICES, count);
 }
 
 #define MEAN_OF_ELEMENTS(name, error) \

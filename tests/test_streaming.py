@@ -1,0 +1,135 @@
+"""Outputs beyond the caches are streamed where they begin at a vector's multiple: the same bits as of plain stores."""
+
+import numpy as np
+import pytest
+from helpers import VL, normal
+
+from pycnn import calls, shapes
+from pycnn.plan import Arena, PlanBuilder
+
+FLOATS = 10 << 20  # STREAM_FLOATS of vector.h: what a kernel reads and writes
+COLUMNS = 4 * VL
+
+
+def images(channels, side, floats):
+    return -(-floats // (channels * side * side)), channels, side, side
+
+
+def activation(name, arrays):
+    def build(b):
+        args = [b.external("out"), *map(b.external, arrays)]
+        if len(arrays) == 1:
+            calls.activation(b, FLOATS // 2, name, 0.0, *args)
+        else:
+            calls.activation_backward(b, FLOATS // 2, name, 0.0, *args)
+
+    return build, {a: normal(FLOATS // 2, a) for a in arrays}, (FLOATS // 2,)
+
+
+def add():
+    def build(b):
+        calls.add(b, FLOATS // 3 + 1, *map(b.external, ("out", "a", "b")))
+
+    return build, {a: normal(FLOATS // 3 + 1, a) for a in "ab"}, (FLOATS // 3 + 1,)
+
+
+def batch_norm(backward):
+    rows = FLOATS // 2 // COLUMNS + 1
+    inputs = {"x": normal((rows, COLUMNS))} | {
+        name: 1 + normal(COLUMNS, name) ** 2 for name in ("gamma", "mean", "rstd")
+    }
+    if backward:
+        inputs["dy"] = normal((rows, COLUMNS), "dy")
+
+    def build(b):
+        if backward:
+            args = [b.external("out"), b.arena(COLUMNS), b.arena(COLUMNS), None, b.external("dy"), None, None]
+            args += map(b.external, ("x", "mean", "rstd", "gamma"))
+            calls.batch_norm(b, "batch_norm_backward", rows, COLUMNS, args, training=True, eps=1e-5)
+        else:
+            args = [b.external("out"), *(b.arena(COLUMNS) for _ in range(3))]
+            args += [*map(b.external, ("x", "gamma", "mean")), None, None, None]
+            calls.batch_norm(b, "batch_norm", rows, COLUMNS, args, training=True, eps=1e-5)
+
+    return build, inputs, (rows, COLUMNS)
+
+
+def pool_backward(kernel):
+    shape = images(COLUMNS, 60, FLOATS)
+    g = shapes.pool2d("max_pool2d", shape, 3, stride=2, padding=1)
+    out = (g.y_shape[0], g.y_shape[2], g.y_shape[3], COLUMNS)
+    inputs = {"dy": normal(out)}
+    if kernel == "max_pool2d_backward":
+        pixels = np.arange(out[1] * out[2]).reshape(1, out[1], out[2], 1)
+        rows, columns = 2 * (pixels // out[2]), 2 * (pixels % out[2])  # the middles of the windows
+        inputs["argmax"] = np.ascontiguousarray(np.broadcast_to(rows * 60 + columns, out)).astype(np.int32)
+
+    def build(b):
+        calls.pool2d(b, kernel, g, [b.external("out"), *map(b.external, inputs)])
+
+    return build, inputs, (shape[0], 60, 60, COLUMNS)
+
+
+def global_pool_backward():
+    shape = images(COLUMNS, 60, FLOATS)
+
+    def build(b):
+        calls.global_pool2d(b, "global_avg_pool2d_backward", shape, [b.external("out"), b.external("dy")])
+
+    return build, {"dy": normal(shape[:2])}, (shape[0], 60, 60, COLUMNS)
+
+
+def by_rows(kernel, columns):
+    rows = FLOATS // 2 // columns + 1
+    inputs = {"x": 3 * normal((rows, columns))}
+    if kernel == "softmax_cross_entropy":
+        inputs["labels"] = np.arange(rows, dtype=np.int32) % columns
+
+    def build(b):
+        if kernel == "softmax":
+            calls.by_rows(b, kernel, rows, columns, [b.external("out"), b.external("x")])
+        else:
+            args = [b.arena(1), *map(b.external, ("out", "x", "labels")), None, None]
+            calls.loss(b, kernel, rows, columns, args)
+
+    return build, inputs, (rows, columns)
+
+
+CASES = {
+    "relu": lambda: activation("relu", ["x"]),
+    "relu backward": lambda: activation("relu", ["dy", "x", "y"]),
+    "tanh backward": lambda: activation("tanh", ["dy", "x", "y"]),
+    "add": add,
+    "batch norm": lambda: batch_norm(False),
+    "batch norm backward": lambda: batch_norm(True),
+    "max pool backward": lambda: pool_backward("max_pool2d_backward"),
+    "average pool backward": lambda: pool_backward("avg_pool2d_backward"),
+    "global average pool backward": global_pool_backward,
+    "softmax": lambda: by_rows("softmax", 16 * VL),
+    "softmax of few columns": lambda: by_rows("softmax", VL),
+    "cross entropy": lambda: by_rows("softmax_cross_entropy", 16 * VL),
+}
+
+
+def misaligned(shape):
+    memory = shapes.empty("test", int(np.prod(shape)) + 1)
+    return memory[1:].reshape(shape)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_streamed_outputs_are_those_of_plain_stores(case):
+    build, inputs, shape = CASES[case]()
+    results = []
+    for out, threads in ((shapes.empty("test", shape), 3), (misaligned(shape), 1)):
+        out.fill(np.nan)
+        builder = PlanBuilder()
+        builder.threads = threads
+        build(builder)
+        plan = builder.finish()
+        plan.threads = threads
+        for i in range(plan.length):
+            plan._calls[i].parallel = True
+        plan.bind(inputs | {"out": out}, Arena(plan.arena_bytes)).run()
+        results.append(out)
+    assert not np.isnan(results[0]).any()
+    np.testing.assert_array_equal(*results)
