@@ -17,7 +17,7 @@
  *             for each tile of rows, for each panel: the micro-kernel, adds to the slice's partial dw
  *     dw, db = sums of the slices, from the first to the last                        shared among threads */
 
-enum { PLANE_CHUNK = 256, PLANE_PANELS = 4, PLANE_SLICES = 8, FEW_SLICES = 4, SLICE_FLOATS = 65536 };
+enum { PLANE_CHUNK = 256, PLANE_PANELS = 7, PLANE_SLICES = 8, FEW_SLICES = 4, SLICE_FLOATS = 65536 };
 
 typedef struct {
     int64_t images, pixels, rows, len;           /* rows made, planes summed over */
@@ -56,9 +56,12 @@ static void copy_filters(const pointwise *p, const float *w, const float *bias, 
         if (p->w_row == 1)
             transpose_matrix(w + i, p->w_len, to + i * p->pitch, p->pitch, p->len, rows);
         for (int64_t j = i; j < i + rows; j++) {
-            for (int64_t l = 0; p->w_row != 1 && l < p->len; l++)
-                to[j * p->pitch + l] = w[j * p->w_row + l * p->w_len];
-            to[j * p->pitch + p->len] = bias ? bias[j] : 0;
+            float *row = to + j * p->pitch;
+            if (p->w_len == 1)
+                copy_floats(row, w + j * p->w_row, p->len);
+            for (int64_t l = 0; p->w_row != 1 && p->w_len != 1 && l < p->len; l++)
+                row[l] = w[j * p->w_row + l * p->w_len];
+            row[p->len] = bias ? bias[j] : 0;
         }
     }
 }
@@ -151,10 +154,9 @@ static void run_pointwise(const pointwise *p, float *y, const float *x, const fl
                           float *workspace)
 {
     const int64_t panel_floats = p->longest * PANEL, tasks = p->images * pointwise_blocks(p);
-    const int64_t at_once = MAX(1, MIN(8, tasks / (TASKS_A_THREAD * omp_get_num_threads())));
     float *rows = workspace, *own = rows + line_floats(p->rows * p->pitch) + omp_get_thread_num() * panels_floats(p);
     copy_filters(p, w, bias, rows);
-#pragma omp for schedule(dynamic, at_once)
+#pragma omp for schedule(guided)
     for (int64_t task = 0; task < tasks; task++)
         for (int64_t i = task * p->chunks; i < (task + 1) * p->chunks; i++) {
             const pointwise_part part = find_part(p, i), next = find_part(p, i + 1);
