@@ -6,8 +6,9 @@ A case is named M x K x N: c (M, N) = a (M, K) b (K, N); "ta" and "tb" say that 
 contestant writes to a given array, and its result is compared with a product in double precision before it is timed;
 a difference ends the script with an error. Ours run as a plan on kept arrays, as a dense layer does, in turn with
 torch.mm in one process. NumPy runs in a process of its own, for its BLAS keeps a thread pool that disturbs, and is
-disturbed by, OpenMP's. The best of many runs counts; a run repeats a small product up to 1000 times, so that
-the threads of one side have gone to sleep for most of the other's run. Products are timed inside C: ours run within one
+disturbed by, OpenMP's; the two processes take turns, several of them a case. Arrays begin at a cache line for all. The
+best of many runs counts; a run repeats a small product up to 1000 times, so that the threads of one side have gone to
+sleep for most of the other's run. Products are timed inside C: ours run within one
 call, and of theirs, which run in a loop of Python, the time of a 1x1x1 product in the same loop is taken off.
 The peak is a measured loop of multiply-adds in registers, on all threads.
 A ratio above 1 means that ours take less time.
@@ -26,10 +27,20 @@ import numpy as np
 
 TOLERANCE = 2e-6  # of sqrt(K) times the largest products
 FLOPS_A_RUN = 2e9
+TURNS = 4
 MOST_REPEATS = 1000
 NUMPY_ONLY = "--numpy-only"
 
 Times = dict[str, float]
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins at a cache line, as PyTorch's tensors and the arrays of a network do."""
+    from pycnn import shapes
+
+    copy = shapes.empty("benchmark", array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Case:
         random = np.random.default_rng([self.m, self.k, self.n])
         a = random.uniform(-1, 1, (self.k, self.m) if self.trans_a else (self.m, self.k)).astype(np.float32)
         b = random.uniform(-1, 1, (self.n, self.k) if self.trans_b else (self.k, self.n)).astype(np.float32)
-        return a, b
+        return aligned(a), aligned(b)
 
     def turned(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """a (M, K) and b (K, N), views of the inputs."""
@@ -86,7 +97,7 @@ CASES = [
 
 def numpy_function(case: Case) -> Callable[[], np.ndarray]:
     a, b = case.turned(*case.inputs())
-    c = np.empty((case.m, case.n), np.float32)
+    c = aligned(np.zeros((case.m, case.n), np.float32))
 
     def run() -> np.ndarray:
         for _ in range(case.repeats):
@@ -118,7 +129,7 @@ def our_function(case: Case) -> Callable[[], np.ndarray]:
     from pycnn.plan import Arena, PlanBuilder
 
     a, b = case.inputs()
-    c = np.empty((case.m, case.n), np.float32)
+    c = aligned(np.zeros((case.m, case.n), np.float32))
     builder = PlanBuilder()
     buffers = [builder.external(name) for name in "cab"]
     for _ in range(case.repeats):
@@ -143,9 +154,38 @@ def times(case: Case, contestants: dict[str, Callable[[Case], Callable[[], np.nd
     return {name: time / case.repeats for name, time in best_time(functions, seconds).items()}
 
 
-def numpy_times(filter: str, seconds: float) -> dict[str, float]:
-    command = [sys.executable, __file__, NUMPY_ONLY, "--filter", filter, "--seconds", str(seconds)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+def serve_numpy() -> None:
+    """Times the cases whose numbers (-1: the empty one) and seconds come in, a line each."""
+    for line in sys.stdin:
+        number, seconds = line.split()
+        case = CASES[int(number)] if int(number) >= 0 else EMPTY
+        print(times(case, {"numpy": numpy_function}, float(seconds))["numpy"], flush=True)
+
+
+class NumPy:
+    """The process that times NumPy's products, when it is its turn."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, __file__, NUMPY_ONLY]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def time(self, case: Case, seconds: float) -> float:
+        number = CASES.index(case) if case in CASES else -1
+        self._process.stdin.write(f"{number} {seconds}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            sys.exit("the process that times NumPy ended")
+        return float(answer)
+
+
+def in_turn(case: Case, numpy: NumPy, seconds: float) -> Times:
+    """The best times of all turns."""
+    turns = []
+    for _ in range(TURNS):
+        turns.append(times(case, {"ours": our_function, "torch": torch_function}, seconds / TURNS))
+        turns[-1]["numpy"] = numpy.time(case, seconds / TURNS)
+    return {name: min(turn[name] for turn in turns) for name in turns[0]}
 
 
 def main() -> None:
@@ -159,8 +199,7 @@ def main() -> None:
     if not cases:
         parser.error(f"no case contains {args.filter!r}")
     if args.numpy_only:
-        call = times(EMPTY, {"numpy": numpy_function}, args.seconds)["numpy"]
-        print(json.dumps({c.name: times(c, {"numpy": numpy_function}, args.seconds)["numpy"] - call for c in cases}))
+        serve_numpy()
         return
 
     try:
@@ -169,22 +208,22 @@ def main() -> None:
         sys.exit("benchmarks/gemm.py compares with PyTorch, which is not installed: pip install torch")
     from pycnn import native
 
-    openblas = numpy_times(args.filter, args.seconds)
-    peak = native.peak_gflops()
-    call = times(EMPTY, {"torch": torch_function}, args.seconds)["torch"]
+    peak, numpy = native.peak_gflops(), NumPy()
+    call = in_turn(EMPTY, numpy, args.seconds)
     print(f"{native.instruction_set()}, {native.get_num_threads()} threads, peak {peak:.0f} GFLOP/s")
     print(f"{'':20}{'us':>12}{'GFLOP/s':>10}{'of peak':>9}{'MKL us':>12}{'ratio':>7}{'OpenBLAS us':>13}{'ratio':>7}")
     rows = []
     for case in cases:
-        best = times(case, {"ours": our_function, "torch": torch_function}, args.seconds)
-        ours, mkl, numpy = best["ours"], max(best["torch"] - call, 1e-9), openblas[case.name]
+        best = in_turn(case, numpy, args.seconds)
+        ours = best["ours"]
+        mkl, openblas = (max(best[name] - call[name], 1e-9) for name in ("torch", "numpy"))
         rate = case.flops / ours / 1e9
         rows.append(
             {"case": case.name, "seconds": ours, "gflops": rate, "share_of_peak": rate / peak, "mkl_seconds": mkl,
-             "openblas_seconds": numpy, "ratio_mkl": mkl / ours, "ratio_openblas": numpy / ours}
+             "openblas_seconds": openblas, "ratio_mkl": mkl / ours, "ratio_openblas": openblas / ours}
         )  # fmt: skip
         print(f"{case.name:20}{ours * 1e6:12.2f}{rate:10.1f}{rate / peak:9.1%}{mkl * 1e6:12.2f}{mkl / ours:7.2f}"
-              f"{numpy * 1e6:13.2f}{numpy / ours:7.2f}", flush=True)  # fmt: skip
+              f"{openblas * 1e6:13.2f}{openblas / ours:7.2f}", flush=True)  # fmt: skip
     from pycnn.bench import geometric_mean
 
     for peer in ("mkl", "openblas"):

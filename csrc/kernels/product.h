@@ -149,6 +149,15 @@ INLINE float *packed_panel(const product *p, const strip *s, int64_t panel, floa
     return packed + panel_offset(p, s->chunk, panel) + (s->l0 - s->chunk) * *width;
 }
 
+/* The last panel of some rows: `columns` of them fill its 1 or 2 vectors, but for the last one's end. */
+INLINE void pack_last(const float *const *rows, int64_t offset, int64_t count, float *to, int64_t columns,
+                      const int vectors)
+{
+    for (int64_t l = 0; l < count; l++)
+        UNROLL for (int j = 0; j < vectors; j++, to += VL)
+            store(to, load_n(rows[l] + offset + j * VL, j + 1 < vectors ? VL : columns - j * VL));
+}
+
 /* Columns that lie next to each other: along a row of w, so that whole cache lines are read one after another. */
 static void pack_rows(const product *p, const strip *s, const float *const *rows, int64_t len, float *packed)
 {
@@ -157,7 +166,7 @@ static void pack_rows(const product *p, const strip *s, const float *const *rows
     int64_t width;
     float *first = packed_panel(p, s, s->first_panel, packed, &width);
     float *last = packed_panel(p, s, full, packed, &width);
-    for (int64_t t = 0; t < taps; t++)
+    for (int64_t t = 0; t < taps; t++) {
         for (int64_t l = 0; l < count; l++) {
             const float *from = rows[l] + t * p->w_tap;
             float *to = first + (t * len + l) * PANEL;
@@ -165,10 +174,10 @@ static void pack_rows(const product *p, const strip *s, const float *const *rows
                 store(to, load(from + panel * PANEL));
                 store(to + VL, load(from + panel * PANEL + VL));
             }
-            to = last + (t * len + l) * width;
-            for (int64_t j = 0; full < s->last_panel && j < width; j += VL)
-                store(to + j, load_n(from + full * PANEL + j, rest - j));
         }
+        if (full < s->last_panel)
+            BY_VECTORS(width / VL, pack_last, rows, t * p->w_tap + full * PANEL, count, last + t * len * width, rest);
+    }
 }
 
 /* Columns that lie apart, each with its taps or its l together. */
