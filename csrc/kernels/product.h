@@ -42,7 +42,7 @@ typedef struct {
 
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, PACK_STRIP = 64, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
 enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TASK_WORK = 1000000, TILES_IN_PLACE = 12 };
-enum { SHORT_SUM = 128, MANY_OUTPUTS = 524288 };
+enum { SHORT_SUM = 128, MANY_OUTPUTS = 524288, COPIED_PANELS = 4, MANY_WEIGHTS = 1 << 22, MOST_TILES = 24 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
 INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - panel * PANEL > VL ? 2 : 1; }
@@ -59,15 +59,29 @@ INLINE int copies_rows(const product *p)
 {
     return product_taps(p) == 1 && (p->in_channel != 1 || p->in_pixel * p->h.stride % (TILE_ROWS > 8 ? 256 : 2048) == 0);
 }
+INLINE int64_t product_pixels(const product *p) { return p->images * p->v.out * p->h.out; }
+
+/* Whether w has rows of columns, which may be read where they lie. */
+INLINE int has_rows(const product *p) { return !p->prepacked && p->w_column == 1 && p->inner >= p->len; }
+
+/* Whether one block has all tiles, so that weights beyond the caches are read from memory once. */
+INLINE int is_one_block(const product *p)
+{
+    return has_rows(p) && product_taps(p) == 1 && p->len * p->columns > MANY_WEIGHTS &&
+           product_pixels(p) <= MOST_TILES * TILE_ROWS;
+}
+
 INLINE int64_t block_tiles(const product *p)
 {
+    if (is_one_block(p))
+        return MOST_TILES;
     return copies_rows(p) ? COPIED_TILES : MAX(1, MIN(BLOCK_TILES, 128 / product_taps(p)));
 }
 /* Tiles of a block that go through all panels before the next ones do. They are few where short sums make more outputs
  * than L2 holds, which lie a power of two apart: memory takes them faster side by side than a line of each of many. */
 INLINE int64_t tiles_at_once(const product *p)
 {
-    const int64_t outputs = p->images * p->v.out * p->h.out * p->out_pixel;
+    const int64_t outputs = product_pixels(p) * p->out_pixel;
     const int few = product_taps(p) == 1 && p->len <= SHORT_SUM && p->out_pixel % 256 == 0 && outputs > MANY_OUTPUTS;
     return few && !copies_rows(p) ? FEW_TILES : block_tiles(p);
 }
@@ -75,16 +89,15 @@ INLINE int64_t tiles_at_once(const product *p)
 /* Whether w is read where it lies, but for a last panel that is not full: packing would cost more than it saves. */
 INLINE int reads_in_place(const product *p)
 {
-    const int64_t pixels = p->images * p->v.out * p->h.out;
-    return !p->prepacked && p->w_column == 1 && p->inner >= p->len && pixels <= TILES_IN_PLACE * TILE_ROWS;
+    return has_rows(p) && (product_pixels(p) <= TILES_IN_PLACE * TILE_ROWS || is_one_block(p));
 }
-/* Its rows would share few sets of a cache, or its vectors cross cache lines: a task copies a panel before its tiles
- * read it again and again. */
+/* Many tiles read it, its rows would share few sets of a cache, or its vectors cross cache lines: a task copies some
+ * panels, of which whole parts of a row lie together, before its tiles read them again and again. */
 INLINE int copies_panels(const product *p)
 {
-    const int64_t pixels = p->images * p->v.out * p->h.out;
+    const int64_t pixels = product_pixels(p);
     const int crosses = (uintptr_t)p->w % VEC_BYTES != 0 && pixels > 2 * TILE_ROWS;
-    return reads_in_place(p) && (p->w_inner % 512 == 0 || crosses);
+    return reads_in_place(p) && (p->w_inner % 512 == 0 || crosses || pixels > TILES_IN_PLACE * TILE_ROWS);
 }
 INLINE int64_t first_packed_panel(const product *p) { return reads_in_place(p) ? p->columns / PANEL : 0; }
 
@@ -115,7 +128,7 @@ static product_space product_layout(const product *p)
     s.tables = tiles * taps * (int64_t)(sizeof(tile_tap) + TILE_ROWS * sizeof(float *));
     s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t) + taps * (int64_t)sizeof(tile_tap);
     s.rows = copies_rows(p) ? tiles * TILE_ROWS * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
-    s.panel = reads_in_place(p) ? taps * chunk_length(taps) * PANEL * (int64_t)sizeof(float) : 0;
+    s.panel = reads_in_place(p) ? COPIED_PANELS * taps * chunk_length(taps) * PANEL * (int64_t)sizeof(float) : 0;
     if (p->planes)
         s.outputs = tiles * TILE_ROWS * MIN(most_panels(p), panels(p->columns)) * PANEL * (int64_t)sizeof(float);
     s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + round_up(s.panel, 64) +
@@ -456,18 +469,21 @@ static void copy_tile(const block *b, const block_tile *tile, int64_t t, int64_t
         copy_turned(tile->in.x[0] + l0 * step, step, tile->rows, l1 - l0, to, to_row);
 }
 
-/* One chunk of a full panel, as packing would lay it out. */
-static const float *copy_panel(const block *b, const float *w, int64_t len)
+/* One chunk of some full panels, as packing would lay them out. */
+static void copy_panels(const block *b, int64_t first, int64_t count, int64_t l0, int64_t len)
 {
     const product *p = b->p;
-    float *to = b->panel;
-    for (int64_t t = 0; t < product_taps(p); t++)
-        for (int64_t l = 0; l < len; l++, to += PANEL) {
+    const float *w = p->w + b->group * p->w_group + l0 * p->w_inner + first * PANEL;
+    const int64_t taps = product_taps(p), panel_floats = taps * len * PANEL;
+    for (int64_t t = 0; t < taps; t++)
+        for (int64_t l = 0; l < len; l++) {
             const float *from = w + t * p->w_tap + l * p->w_inner;
-            store(to, load(from));
-            store(to + VL, load(from + VL));
+            float *to = b->panel + (t * len + l) * PANEL;
+            for (int64_t panel = 0; panel < count; panel++, from += PANEL, to += panel_floats) {
+                store(to, load(from));
+                store(to + VL, load(from + VL));
+            }
         }
-    return b->panel;
 }
 
 /* One panel of one chunk of l, by some tiles, whose rows may be copies. */
@@ -480,7 +496,11 @@ static void run_panel(const block *b, const block_tile *tiles, int64_t n, int co
     const float *w = packed ? b->packed + panel_offset(p, l0, panel)
                             : p->w + b->group * p->w_group + l0 * p->w_inner + panel * PANEL;
     if (!packed && copies_panels(p)) {
-        w = copy_panel(b, w, len);
+        const int64_t place = (panel - b->first_panel) % COPIED_PANELS;
+        const int64_t end = MIN(b->last_panel, p->columns / PANEL);
+        if (place == 0)
+            copy_panels(b, panel, MIN(COPIED_PANELS, end - panel), l0, len);
+        w = b->panel + place * product_taps(p) * len * PANEL;
         packed = 1;
     }
     const int64_t next_pixel = b->parts > 0 ? p->v.in * p->h.in * p->in_pixel : b->h.in_step * p->in_pixel;
@@ -538,7 +558,7 @@ static void run_block(const block *b)
     const int64_t chunk = chunk_length(product_taps(p)), all = b->v.taps * b->h.taps > 0 ? p->len : 1;
     const int64_t at_once = tiles_at_once(p);
     const int copies = copies_rows(p);
-    block_tile tiles[COPIED_TILES], copied[COPIED_TILES];
+    block_tile tiles[MOST_TILES], copied[MOST_TILES];
     find_tiles(b, tiles);
     const int64_t kept = p->planes ? keep_outputs(b, tiles) : 0;
     for (int64_t l0 = 0; l0 < all; l0 += chunk) {
