@@ -860,6 +860,16 @@ def test_gemm_of_long_rows(k):
         assert_close(ops.gemm(np.ascontiguousarray(a.T), b, trans_a=True), gemm_double(a, b))
 
 
+@pytest.mark.parametrize("shape", [(1, 1025, 4099), (73, 1025, 4099), (100, 2048, 2080), (145, 2053, 2048)], ids=label)
+def test_gemm_of_few_rows_with_weights_beyond_the_caches(shape):
+    """One block of tiles, up to 24 of them, copies four panels of b at a time; more rows are packed for."""
+    m, k, n = shape
+    a, b = gemm_arrays(m, n, k, False, False)
+    out = normal((m, n), "out")
+    expected = gemm_double(a, b, alpha=0.5, beta=-1, out=out)
+    assert_close(ops.gemm(a, b, alpha=0.5, beta=-1, out=out), expected)
+
+
 @pytest.mark.parametrize("c", [1, 3, 17, VL - 1, VL, VL + 1])
 @pytest.mark.parametrize(("k", "groups"), [(VL, 1), (2 * VL, 1), (4 * VL, 2), (4 * VL + 3, 1), (512, 1)])
 def test_conv2d_with_the_weights_of_layers(c, k, groups):
