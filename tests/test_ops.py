@@ -862,7 +862,7 @@ def test_gemm_of_long_rows(k):
 
 @pytest.mark.parametrize("shape", [(1, 1025, 4099), (73, 1025, 4099), (100, 2048, 2080), (145, 2053, 2048)], ids=label)
 def test_gemm_of_few_rows_with_weights_beyond_the_caches(shape):
-    """One block of tiles, up to 24 of them, copies four panels of b at a time; more rows are packed for."""
+    """One block of tiles, up to 24 of them, copies four panels of b at a time; for more rows b is packed."""
     m, k, n = shape
     a, b = gemm_arrays(m, n, k, False, False)
     out = normal((m, n), "out")
