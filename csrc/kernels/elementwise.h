@@ -87,20 +87,30 @@ static void activation_backward(const void *desc, void *const *args)
     end_stream(past);
 }
 
-/* dx, dy, y = f(x): sigmoid and tanh have derivatives that cost less from y, y (1 - y) and 1 - y^2. */
+/* n elements of dx, from dy and y = f(x): sigmoid and tanh have derivatives that cost less from y, y (1 - y) and
+ * 1 - y^2. */
+INLINE void derive_from_y(int is_tanh, float *dx, const float *dy, const float *y, int64_t n, int past)
+{
+    const vec v = load_n(y, n), slope = is_tanh ? 1.0f - v * v : v * (1.0f - v);
+    put_n(dx, load_n(dy, n) * slope, n, past);
+}
+
+/* dx, dy, y */
 static void activation_backward_of_y(const void *desc, void *const *args)
 {
     const pycnn_elementwise own = *(const pycnn_elementwise *)desc, *d = &own;
     float *dx = args[0];
     const float *dy = args[1], *y = args[2];
-    const int past = streams(dx, 3 * d->size, ELEMENT_BLOCK);
+    const int past = streams(dx, 3 * d->size, ELEMENT_BLOCK), is_tanh = d->kind == KIND_tanh;
 #pragma omp for schedule(static) nowait
-    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
-        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
-            const vec v = load_n(y + i, d->size - i);
-            const vec slope = d->kind == KIND_tanh ? 1.0f - v * v : v * (1.0f - v);
-            put_n(dx + i, load_n(dy + i, d->size - i) * slope, d->size - i, past);
-        }
+    for (int64_t first = 0; first < d->size; first += ELEMENT_BLOCK) {
+        const int64_t end = MIN(d->size, first + ELEMENT_BLOCK);
+        int64_t i = first;
+        for (; i + VL <= end; i += VL)
+            derive_from_y(is_tanh, dx + i, dy + i, y + i, VL, past);
+        if (i < end)
+            derive_from_y(is_tanh, dx + i, dy + i, y + i, end - i, past);
+    }
     end_stream(past);
 }
 
@@ -112,9 +122,14 @@ static void add(const void *desc, void *const *args)
     const float *a = args[1], *b = args[2];
     const int past = streams(y, 3 * d->size, ELEMENT_BLOCK);
 #pragma omp for schedule(static) nowait
-    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
-        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL)
-            put_n(y + i, load_n(a + i, d->size - i) + load_n(b + i, d->size - i), d->size - i, past);
+    for (int64_t first = 0; first < d->size; first += ELEMENT_BLOCK) {
+        const int64_t end = MIN(d->size, first + ELEMENT_BLOCK);
+        int64_t i = first;
+        for (; i + VL <= end; i += VL)
+            put_n(y + i, load(a + i) + load(b + i), VL, past);
+        if (i < end)
+            store_n(y + i, load_n(a + i, end - i) + load_n(b + i, end - i), end - i);
+    }
     end_stream(past);
 }
 

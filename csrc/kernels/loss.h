@@ -122,14 +122,17 @@ static void softmax_backward(const void *desc, void *const *args)
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < d->rows; i++) {
         const int64_t at = i * d->columns;
+        const int64_t whole = d->columns / VL * VL, rest = d->columns - whole;
         vec sums = splat(0);
-        for (int64_t c = 0; c < d->columns; c += VL)
-            sums = sums + load_n(dy + at + c, d->columns - c) * load_n(y + at + c, d->columns - c);
+        for (int64_t c = at; c < at + whole; c += VL)
+            sums = sums + load(dy + c) * load(y + c);
+        if (rest)
+            sums = sums + load_n(dy + at + whole, rest) * load_n(y + at + whole, rest);
         const float sum = lane_sum(sums);
-        for (int64_t c = 0; c < d->columns; c += VL) {
-            const int64_t n = d->columns - c;
-            store_n(dx + at + c, load_n(y + at + c, n) * (load_n(dy + at + c, n) - sum), n);
-        }
+        for (int64_t c = at; c < at + whole; c += VL)
+            store(dx + c, load(y + c) * (load(dy + c) - sum));
+        if (rest)
+            store_n(dx + at + whole, load_n(y + at + whole, rest) * (load_n(dy + at + whole, rest) - sum), rest);
     }
 }
 

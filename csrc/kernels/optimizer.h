@@ -5,36 +5,71 @@
 
 enum { LEARNING_RATE, GRADIENT_FACTOR, CORRECTION_1, CORRECTION_2 };
 
-/* The gradient after clipping, plus the weight decay. */
-INLINE vec used_gradient(const pycnn_update *d, const float *state, const float *g, vec w, int64_t n)
+/* An update's arrays and numbers; slots that it does not use are NULL. */
+typedef struct {
+    pycnn_update d;
+    float *w, *slot[3];
+    const float *g;
+    float rate, factor, correction_1, correction_2;
+} update;
+
+/* args: w, as many slots as are told, gradient, state. */
+INLINE update read_update(const void *desc, void *const *args, const int slots)
 {
-    vec gradient = load_n(g, n) * state[GRADIENT_FACTOR];
-    const vec limit = splat(d->clip_value);
-    gradient = where(gradient > limit, limit, where(gradient < -limit, -limit, gradient));
-    return gradient + d->weight_decay * w;
+    const float *state = args[slots + 2];
+    update u = { .d = *(const pycnn_update *)desc, .w = args[0], .g = args[slots + 1], .rate = state[LEARNING_RATE],
+                 .factor = state[GRADIENT_FACTOR], .correction_1 = state[CORRECTION_1],
+                 .correction_2 = state[CORRECTION_2] };
+    for (int i = 0; i < slots; i++)
+        u.slot[i] = args[1 + i];
+    return u;
 }
 
-/* w, velocity or NULL, gradient, state.
- * velocity = momentum velocity + g;  w -= lr velocity, or with Nesterov lr (g + momentum velocity). */
-static void sgd(const void *desc, void *const *args)
+/* f, which updates weights i..i + n - 1 of a vector, over all of them. */
+INLINE void run_update(const void *desc, void *const *args, const int slots,
+                       void (*const f)(const update *u, int64_t i, int64_t n))
 {
-    const pycnn_update own = *(const pycnn_update *)desc, *d = &own;
-    float *weights = args[0], *velocities = args[1];
-    const float *gradients = args[2], *state = args[3], rate = state[LEARNING_RATE];
+    const update u = read_update(desc, args, slots);
 #pragma omp for schedule(static)
-    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
-        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
-            const int64_t n = d->size - i;
-            const vec w = load_n(weights + i, n);
-            vec step = used_gradient(d, state, gradients + i, w, n);
-            if (velocities) {
-                const vec v = d->momentum * load_n(velocities + i, n) + step;
-                store_n(velocities + i, v, n);
-                step = d->nesterov ? step + d->momentum * v : v;
-            }
-            store_n(weights + i, w - rate * step, n);
-        }
+    for (int64_t first = 0; first < u.d.size; first += ELEMENT_BLOCK) {
+        const int64_t end = MIN(u.d.size, first + ELEMENT_BLOCK);
+        int64_t i = first;
+        for (; i + VL <= end; i += VL)
+            f(&u, i, VL);
+        if (i < end)
+            f(&u, i, end - i);
+    }
 }
+
+/* The gradient after clipping, plus the weight decay. */
+INLINE vec used_gradient(const update *u, int64_t i, vec w, int64_t n)
+{
+    vec gradient = load_n(u->g + i, n) * u->factor;
+    const vec limit = splat(u->d.clip_value);
+    gradient = where(gradient > limit, limit, where(gradient < -limit, -limit, gradient));
+    return gradient + u->d.weight_decay * w;
+}
+
+/* What is kept in a slot of each step: momentum times what is there, plus the step; without the slot, the step. */
+INLINE vec with_momentum(const update *u, float *slot, int64_t i, vec step, int64_t n)
+{
+    if (!slot)
+        return step;
+    const vec v = u->d.momentum * load_n(slot + i, n) + step;
+    store_n(slot + i, v, n);
+    return v;
+}
+
+/* velocity = momentum velocity + g;  w -= lr velocity, or with Nesterov lr (g + momentum velocity). */
+INLINE void update_by_sgd(const update *u, int64_t i, int64_t n)
+{
+    const vec w = load_n(u->w + i, n), g = used_gradient(u, i, w, n), v = with_momentum(u, u->slot[0], i, g, n);
+    const vec step = u->slot[0] && u->d.nesterov ? g + u->d.momentum * v : v;
+    store_n(u->w + i, w - u->rate * step, n);
+}
+
+/* w, velocity or NULL, gradient, state. */
+static void sgd(const void *desc, void *const *args) { run_update(desc, args, 1, update_by_sgd); }
 
 INLINE vec vec_sqrt(vec v)
 {
@@ -43,79 +78,53 @@ INLINE vec vec_sqrt(vec v)
     return v;
 }
 
+INLINE void update_by_adam(const update *u, int64_t i, int64_t n)
+{
+    float *first = u->slot[0], *second = u->slot[1];
+    const float rate = u->rate / u->correction_1, kept = 1.0f - u->rate * u->d.decoupled_decay;
+    const vec w = load_n(u->w + i, n), g = used_gradient(u, i, w, n);
+    const vec m = u->d.beta1 * load_n(first + i, n) + u->d.rest1 * g;
+    const vec v = u->d.beta2 * load_n(second + i, n) + u->d.rest2 * g * g;
+    store_n(first + i, m, n);
+    store_n(second + i, v, n);
+    store_n(u->w + i, kept * w - rate * m / (vec_sqrt(v) / u->correction_2 + u->d.eps), n);
+}
+
 /* w, first moment, second moment, gradient, state (Kingma and Ba 2015, algorithm 1; with decoupled_decay Loshchilov and
  * Hutter 2019, algorithm 2). */
-static void adam(const void *desc, void *const *args)
+static void adam(const void *desc, void *const *args) { run_update(desc, args, 2, update_by_adam); }
+
+/* s = beta2 s + (1 - beta2) g^2;  v = momentum v + g / (sqrt(s - mean^2) + eps);  w -= lr v. */
+INLINE void update_by_rmsprop(const update *u, int64_t i, int64_t n)
 {
-    const pycnn_update own = *(const pycnn_update *)desc, *d = &own;
-    float *weights = args[0], *first = args[1], *second = args[2];
-    const float *gradients = args[3], *state = args[4];
-    const float rate = state[LEARNING_RATE] / state[CORRECTION_1], root = state[CORRECTION_2];
-    const float kept = 1.0f - state[LEARNING_RATE] * d->decoupled_decay;
-#pragma omp for schedule(static)
-    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
-        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
-            const int64_t n = d->size - i;
-            const vec w = load_n(weights + i, n), g = used_gradient(d, state, gradients + i, w, n);
-            const vec m = d->beta1 * load_n(first + i, n) + d->rest1 * g;
-            const vec v = d->beta2 * load_n(second + i, n) + d->rest2 * g * g;
-            store_n(first + i, m, n);
-            store_n(second + i, v, n);
-            store_n(weights + i, kept * w - rate * m / (vec_sqrt(v) / root + d->eps), n);
-        }
+    float *squares = u->slot[0], *means = u->slot[1];
+    const vec w = load_n(u->w + i, n), g = used_gradient(u, i, w, n);
+    const vec s = u->d.beta2 * load_n(squares + i, n) + u->d.rest2 * g * g;
+    vec variance = s;
+    store_n(squares + i, s, n);
+    if (means) {
+        const vec old = load_n(means + i, n), m = old + u->d.rest2 * (g - old);
+        store_n(means + i, m, n);
+        variance = vec_max(s - m * m, splat(0)); /* rounding may take it below */
+    }
+    const vec step = with_momentum(u, u->slot[2], i, g / (vec_sqrt(variance) + u->d.eps), n);
+    store_n(u->w + i, w - u->rate * step, n);
 }
 
-/* w, mean of squares, mean of gradients or NULL (not centred), velocity or NULL, gradient, state.
- * s = beta2 s + (1 - beta2) g^2;  v = momentum v + g / (sqrt(s - mean^2) + eps);  w -= lr v. */
-static void rmsprop(const void *desc, void *const *args)
+/* w, mean of squares, mean of gradients or NULL (not centred), velocity or NULL, gradient, state. */
+static void rmsprop(const void *desc, void *const *args) { run_update(desc, args, 3, update_by_rmsprop); }
+
+/* s += g^2;  v = momentum v + lr g / (sqrt(s) + eps);  w -= v. */
+INLINE void update_by_adagrad(const update *u, int64_t i, int64_t n)
 {
-    const pycnn_update own = *(const pycnn_update *)desc, *d = &own;
-    float *weights = args[0], *squares = args[1], *means = args[2], *velocities = args[3];
-    const float *gradients = args[4], *state = args[5], rate = state[LEARNING_RATE];
-#pragma omp for schedule(static)
-    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
-        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
-            const int64_t n = d->size - i;
-            const vec w = load_n(weights + i, n), g = used_gradient(d, state, gradients + i, w, n);
-            const vec s = d->beta2 * load_n(squares + i, n) + d->rest2 * g * g;
-            vec variance = s;
-            store_n(squares + i, s, n);
-            if (means) {
-                const vec old = load_n(means + i, n), m = old + d->rest2 * (g - old);
-                store_n(means + i, m, n);
-                variance = vec_max(s - m * m, splat(0)); /* rounding may take it below */
-            }
-            vec step = g / (vec_sqrt(variance) + d->eps);
-            if (velocities) {
-                step = d->momentum * load_n(velocities + i, n) + step;
-                store_n(velocities + i, step, n);
-            }
-            store_n(weights + i, w - rate * step, n);
-        }
+    const vec w = load_n(u->w + i, n), g = used_gradient(u, i, w, n), s = load_n(u->slot[0] + i, n) + g * g;
+    store_n(u->slot[0] + i, s, n);
+    const vec step = with_momentum(u, u->slot[1], i, u->rate * g / (vec_sqrt(s) + u->d.eps), n);
+    store_n(u->w + i, w - step, n);
 }
 
-/* w, sum of squares, velocity or NULL, gradient, state (Duchi, Hazan and Singer 2011).
- * s += g^2;  v = momentum v + lr g / (sqrt(s) + eps);  w -= v. */
-static void adagrad(const void *desc, void *const *args)
-{
-    const pycnn_update own = *(const pycnn_update *)desc, *d = &own;
-    float *weights = args[0], *squares = args[1], *velocities = args[2];
-    const float *gradients = args[3], *state = args[4], rate = state[LEARNING_RATE];
-#pragma omp for schedule(static)
-    for (int64_t i0 = 0; i0 < d->size; i0 += ELEMENT_BLOCK)
-        for (int64_t i = i0; i < MIN(d->size, i0 + ELEMENT_BLOCK); i += VL) {
-            const int64_t n = d->size - i;
-            const vec w = load_n(weights + i, n), g = used_gradient(d, state, gradients + i, w, n);
-            const vec s = load_n(squares + i, n) + g * g;
-            vec step = rate * g / (vec_sqrt(s) + d->eps);
-            store_n(squares + i, s, n);
-            if (velocities) {
-                step = d->momentum * load_n(velocities + i, n) + step;
-                store_n(velocities + i, step, n);
-            }
-            store_n(weights + i, w - step, n);
-        }
-}
+/* w, sum of squares, velocity or NULL, gradient, state (Duchi, Hazan and Singer 2011). */
+static void adagrad(const void *desc, void *const *args) { run_update(desc, args, 2, update_by_adagrad); }
 
 enum { NORM_BLOCKS = 64 };
 
