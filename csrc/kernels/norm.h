@@ -117,19 +117,32 @@ static norm_gradient gradient_from(const norm_gradient *g, int64_t at)
                             g->dr ? g->dr + at : NULL, g->slope };
 }
 
-INLINE vec gradient_at(const norm_gradient *g, int64_t at, int64_t n)
+/* What there is of it, known to the compiler: dy; dy and y; any of them. */
+enum { DY_ALONE, DY_AND_Y, ANY_PARTS };
+
+static int gradient_parts(const norm_gradient *g)
+{
+    return g->dy2 || g->dr ? ANY_PARTS : g->y ? DY_AND_Y : DY_ALONE;
+}
+
+#define BY_PARTS(parts, f, ...)                                                                               \
+    ((parts) == DY_ALONE ? f(__VA_ARGS__, DY_ALONE) : (parts) == DY_AND_Y ? f(__VA_ARGS__, DY_AND_Y)          \
+                                                                          : f(__VA_ARGS__, ANY_PARTS))
+
+INLINE vec gradient_at(const norm_gradient *g, int64_t at, int64_t n, const int parts)
 {
     vec v = load_n(g->dy + at, n);
-    if (g->dy2)
+    if (parts == ANY_PARTS && g->dy2)
         v = v + load_n(g->dy2 + at, n);
-    if (g->y)
+    if (parts == DY_AND_Y || (parts == ANY_PARTS && g->y))
         v = where(load_n(g->y + at, n) <= 0.0f, g->slope == 0 ? splat(0) : v * g->slope, v);
     return v;
 }
 
 /* Sums of dr x^ and of dr over some rows of n channels, in `vectors` vectors, with x^ = (x - mean) rstd. */
 INLINE void strip_gradients(const norm_gradient *g, const float *x, int64_t rows, int64_t columns, const float *mean,
-                            const float *rstd, float *products, float *sums, int64_t n, int vectors)
+                            const float *rstd, float *products, float *sums, int64_t n, const int vectors,
+                            const int parts)
 {
     vec centre[NORM_STRIP], product[NORM_STRIP] = { splat(0) }, sum[NORM_STRIP] = { splat(0) };
     UNROLL for (int v = 0; v < vectors; v++)
@@ -137,8 +150,8 @@ INLINE void strip_gradients(const norm_gradient *g, const float *x, int64_t rows
     for (int64_t i = 0; i < rows; i++)
         UNROLL for (int v = 0; v < vectors; v++) {
             const int64_t at = i * columns + v * VL;
-            const vec gradient = gradient_at(g, at, n - v * VL);
-            if (g->dr)
+            const vec gradient = gradient_at(g, at, n - v * VL, parts);
+            if (parts == ANY_PARTS && g->dr)
                 store_n(g->dr + at, gradient, n - v * VL);
             product[v] = product[v] + gradient * (load_n(x + at, n - v * VL) - centre[v]);
             sum[v] = sum[v] + gradient;
@@ -149,8 +162,8 @@ INLINE void strip_gradients(const norm_gradient *g, const float *x, int64_t rows
     }
 }
 
-static void slice_gradients(const pycnn_batch_norm *d, const norm_gradient *g, const float *x, const float *mean,
-                            const float *rstd, float *products, float *sums)
+INLINE void slice_gradients(const pycnn_batch_norm *d, const norm_gradient *g, const float *x, const float *mean,
+                            const float *rstd, float *products, float *sums, const int parts)
 {
     const int64_t slices = norm_slices(d), columns = d->columns;
 #pragma omp for schedule(static)
@@ -163,11 +176,13 @@ static void slice_gradients(const pycnn_batch_norm *d, const norm_gradient *g, c
             n = MIN(NORM_STRIP * VL, columns - c);
             if (n == NORM_STRIP * VL)
                 strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c,
-                                NORM_STRIP * VL, NORM_STRIP);
+                                NORM_STRIP * VL, NORM_STRIP, parts);
             else if (n >= VL)
-                strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c, n = VL, 1);
+                strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c, n = VL, 1,
+                                parts);
             else
-                strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c, n, 1);
+                strip_gradients(&from, slice_x + c, rows, columns, mean + c, rstd + c, to + c, sums_to + c, n, 1,
+                                parts);
         }
     }
 }
@@ -194,17 +209,18 @@ static void merge_gradients(const pycnn_batch_norm *d, const float *products, co
 
 /* n channels, from `at` on, of one row of dx = gamma rstd (dr - share (dbeta + x^ dgamma)). */
 INLINE void input_gradient(float *dx, const norm_gradient *g, int64_t at, const float *x, const float *mean, const float *rstd,
-                           const float *gamma, const float *dgamma, const float *dbeta, float share, int64_t n, int past)
+                           const float *gamma, const float *dgamma, const float *dbeta, float share, int64_t n,
+                           int past, const int parts)
 {
     const vec scale = load_n(rstd, n), normal = (load_n(x, n) - load_n(mean, n)) * scale;
     const vec through = load_n(dbeta, n) * share + normal * (load_n(dgamma, n) * share);
-    put_n(dx, load_n(gamma, n) * scale * (gradient_at(g, at, n) - through), n, past);
+    put_n(dx, load_n(gamma, n) * scale * (gradient_at(g, at, n, parts) - through), n, past);
 }
 
 /* The share of each row in the mean and the variance is 1 / rows in training, 0 where they do not depend on x. */
-static void input_gradients(const pycnn_batch_norm *d, float *dx, const norm_gradient *g, const float *x,
+INLINE void input_gradients(const pycnn_batch_norm *d, float *dx, const norm_gradient *g, const float *x,
                             const float *mean, const float *rstd, const float *gamma, const float *dgamma,
-                            const float *dbeta)
+                            const float *dbeta, const int parts)
 {
     const float share = d->training ? 1.0f / (float)d->rows : 0.0f;
     const int64_t columns = d->columns;
@@ -218,10 +234,10 @@ static void input_gradients(const pycnn_batch_norm *d, float *dx, const norm_gra
             int64_t c = 0;
             for (; c + VL <= columns; c += VL)
                 input_gradient(dx + row + c, &from, row + c, x + row + c, mean + c, rstd + c, gamma + c, dgamma + c,
-                               dbeta + c, share, VL, past);
+                               dbeta + c, share, VL, past, parts);
             if (c < columns)
                 input_gradient(dx + row + c, &from, row + c, x + row + c, mean + c, rstd + c, gamma + c, dgamma + c,
-                               dbeta + c, share, columns - c, past);
+                               dbeta + c, share, columns - c, past, parts);
         }
     }
     end_stream(past);
@@ -236,11 +252,11 @@ static void batch_norm_backward(const void *desc, void *const *args)
     norm_gradient g = { args[4], args[5], args[6], args[3], d->epilogue.slope };
     const float *x = args[7], *mean = args[8], *rstd = args[9], *gamma = args[10];
     float *products = args[11], *sums = products + norm_slices(d) * d->columns;
-    slice_gradients(d, &g, x, mean, rstd, products, sums);
+    BY_PARTS(gradient_parts(&g), slice_gradients, d, &g, x, mean, rstd, products, sums);
     merge_gradients(d, products, sums, dgamma, dbeta);
     if (g.dr)
         g = (norm_gradient){ .dy = g.dr };
-    input_gradients(d, dx, &g, x, mean, rstd, gamma, dgamma, dbeta);
+    BY_PARTS(gradient_parts(&g), input_gradients, d, dx, &g, x, mean, rstd, gamma, dgamma, dbeta);
 }
 
 /* w and bias of a convolution that does the normalisation by running statistics that follows it, too: w_out, bias_out,
