@@ -13,7 +13,7 @@ The second table has arrays of four times the last-level cache: GB/s of the byte
 what a plain copy reaches, which is measured in turn with each operation and counted by the same rule. Every input is
 counted once and every output once; batch norm's inputs count twice, since no output is known before all of them were
 read. A line that is written without having been read first is fetched from memory all the same: that traffic is
-counted for nobody. No kernel uses non-temporal stores, which would spare it, and neither does the copy.
+counted for nobody. Some kernels use non-temporal stores, which spare it, and so may pass the copy, which does not.
 """
 
 import argparse
