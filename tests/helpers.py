@@ -12,6 +12,7 @@ import numpy as np
 
 import pycnn as cnn
 from pycnn.native import lib
+from pycnn.plan import Arena, PlanBuilder
 
 VL = lib.pycnn_vector_bytes() // 4
 
@@ -40,6 +41,18 @@ def winograd(on):
         yield
     finally:
         cnn.config(winograd=before)
+
+
+def run_shared(build, arrays, threads):
+    """Runs the calls of `build`, however small, on so many threads."""
+    builder = PlanBuilder()
+    builder.threads = threads
+    build(builder)
+    plan = builder.finish()
+    plan.threads = threads
+    for i in range(plan.length):
+        plan._calls[i].parallel = True
+    plan.bind(arrays, Arena(plan.arena_bytes)).run()
 
 
 # ------------------------------------------------------------------------------------------ layouts

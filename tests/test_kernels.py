@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import VL, assert_close, channels_last, generator, normal, pool2d_cases
+from helpers import VL, assert_close, channels_last, generator, normal, pool2d_cases, run_shared
 
 import pycnn as cnn
 from pycnn import calls, shapes
@@ -28,18 +28,11 @@ def run_alone(build, inputs, outputs):
     """The arrays that the calls of `build` write, by the names and shapes (with dtypes) of `outputs`."""
     results = []
     for threads in (1, 3):
-        builder = PlanBuilder()
-        builder.threads = threads
-        build(builder)
-        plan = builder.finish()
-        plan.threads = threads
-        for i in range(plan.length):
-            plan._calls[i].parallel = True
         memories = {
             name: guarded(*shape) if isinstance(shape[0], tuple) else guarded(shape) for name, shape in outputs.items()
         }
         arrays = {name: array for name, (array, _) in memories.items()}
-        plan.bind(inputs | arrays, Arena(plan.arena_bytes)).run()
+        run_shared(build, inputs | arrays, threads)
         for name, (_, memory) in memories.items():
             assert (memory[:GAP] == UNTOUCHED).all() and (memory[-GAP:] == UNTOUCHED).all(), name
         results.append(arrays)

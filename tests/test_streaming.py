@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import VL, normal
+from helpers import VL, normal, run_shared
 
 from pycnn import calls, shapes
-from pycnn.plan import Arena, PlanBuilder
 
 FLOATS = 10 << 20  # STREAM_FLOATS of vector.h: what a kernel reads and writes
 COLUMNS = 4 * VL
@@ -122,14 +121,7 @@ def test_streamed_outputs_are_those_of_plain_stores(case):
     results = []
     for out, threads in ((shapes.empty("test", shape), 3), (misaligned(shape), 1)):
         out.fill(np.nan)
-        builder = PlanBuilder()
-        builder.threads = threads
-        build(builder)
-        plan = builder.finish()
-        plan.threads = threads
-        for i in range(plan.length):
-            plan._calls[i].parallel = True
-        plan.bind(inputs | {"out": out}, Arena(plan.arena_bytes)).run()
+        run_shared(build, inputs | {"out": out}, threads)
         results.append(out)
     assert not np.isnan(results[0]).any()
     np.testing.assert_array_equal(*results)

@@ -104,8 +104,9 @@ static void take_moments(const moments *m, const float *x, int64_t pixels)
         for (; c + MOMENT_STRIP * VL <= columns; c += MOMENT_STRIP * VL)
             strip_moments(x + first * columns + c, rows, columns, means + c, squares + c, MOMENT_STRIP * VL,
                           MOMENT_STRIP);
-        for (; c + 4 * VL <= columns; c += 4 * VL)
-            strip_moments(x + first * columns + c, rows, columns, means + c, squares + c, 4 * VL, 4);
+        for (; c + MOMENT_STRIP / 2 * VL <= columns; c += MOMENT_STRIP / 2 * VL)
+            strip_moments(x + first * columns + c, rows, columns, means + c, squares + c, MOMENT_STRIP / 2 * VL,
+                          MOMENT_STRIP / 2);
         for (; c < columns; c += VL)
             strip_moments(x + first * columns + c, rows, columns, means + c, squares + c, columns - c, 1);
     }
