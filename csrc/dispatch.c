@@ -105,9 +105,9 @@ int64_t pycnn_isa_selected(void) { return selected; }
 const pycnn_isa *pycnn_active(void) { return active; }
 int64_t pycnn_vector_bytes(void) { return active->vector_bytes; }
 
-static const struct { const char *name, *desc; int workspace; } descriptions[] = {
-#define KERNEL(name, desc) { #name, #desc, 0 },
-#define KERNEL_WS(name, desc) { #name, #desc, 1 },
+static const struct { const char *name, *desc; int arrays, workspace; } descriptions[] = {
+#define KERNEL(name, desc, arrays) { #name, #desc, arrays, 0 },
+#define KERNEL_WS(name, desc, arrays) { #name, #desc, arrays, 1 },
 #include "kernels.def"
 #undef KERNEL
 #undef KERNEL_WS
@@ -116,6 +116,7 @@ static const struct { const char *name, *desc; int workspace; } descriptions[] =
 int64_t pycnn_kernel_count(void) { return (int64_t)(sizeof descriptions / sizeof descriptions[0]); }
 const char *pycnn_kernel_name(int64_t kernel) { return descriptions[kernel].name; }
 const char *pycnn_kernel_desc(int64_t kernel) { return descriptions[kernel].desc; }
+int pycnn_kernel_arrays(int64_t kernel) { return descriptions[kernel].arrays; }
 int pycnn_kernel_has_workspace(int64_t kernel) { return descriptions[kernel].workspace; }
 
 int64_t pycnn_workspace(int64_t kernel, const void *desc, int64_t threads)

@@ -110,6 +110,7 @@ typedef struct {
 int64_t pycnn_kernel_count(void);
 const char *pycnn_kernel_name(int64_t kernel);
 const char *pycnn_kernel_desc(int64_t kernel);
+int pycnn_kernel_arrays(int64_t kernel);
 int pycnn_kernel_has_workspace(int64_t kernel);
 int64_t pycnn_workspace(int64_t kernel, const void *desc, int64_t threads);
 

@@ -11,10 +11,11 @@ MAX_THREADS = 1024
 
 
 class Kernel(NamedTuple):
-    """A row of the kernel table: its number, its descriptor's C type, whether it wants a workspace."""
+    """A row of the kernel table: number, descriptor's C type, how many arrays it takes, whether it wants workspace."""
 
     index: int
     desc: str
+    arrays: int
     workspace: bool
 
 
@@ -24,7 +25,10 @@ def _text(chars: Any) -> str:
 
 KERNELS = {
     _text(lib.pycnn_kernel_name(i)): Kernel(
-        i, f"pycnn_{_text(lib.pycnn_kernel_desc(i))} *", bool(lib.pycnn_kernel_has_workspace(i))
+        i,
+        f"pycnn_{_text(lib.pycnn_kernel_desc(i))} *",
+        lib.pycnn_kernel_arrays(i),
+        bool(lib.pycnn_kernel_has_workspace(i)),
     )
     for i in range(lib.pycnn_kernel_count())
 }

@@ -89,6 +89,8 @@ class PlanBuilder:
     ) -> Call:
         struct = ffi.new(KERNELS[kernel].desc, desc)
         args = list(args)
+        if len(args) != KERNELS[kernel].arrays:
+            raise TypeError(f"[{kernel}] takes {KERNELS[kernel].arrays} arrays, got {len(args)}")
         if KERNELS[kernel].workspace:
             args.append(Buffer(lib.pycnn_workspace(KERNELS[kernel].index, struct, self.threads)))
         return Call(kernel, struct, args, work, stops, self.owner)

@@ -13,6 +13,7 @@ from helpers import parameters
 
 import pycnn as cnn
 from pycnn import calls, native, shapes
+from pycnn.plan import PlanBuilder
 
 # The names and arguments that the public contract promises, for ops and reference alike.
 FUNCTIONS = {
@@ -108,10 +109,16 @@ def test_kernels_are_those_of_the_table():
     definitions = CSRC / "kernels.def"
     if not definitions.exists():
         pytest.skip("no C sources here")
-    rows = re.findall(r"^KERNEL(_WS)?\((\w+), (\w+)\)", definitions.read_text(), re.MULTILINE)
-    assert [(name, f"pycnn_{desc} *", bool(workspace)) for workspace, name, desc in rows] == [
-        (name, kernel.desc, kernel.workspace) for name, kernel in native.KERNELS.items()
+    rows = re.findall(r"^KERNEL(_WS)?\((\w+), (\w+), (\d+)\)", definitions.read_text(), re.MULTILINE)
+    assert [(name, f"pycnn_{desc} *", int(arrays), bool(workspace)) for workspace, name, desc, arrays in rows] == [
+        (name, kernel.desc, kernel.arrays, kernel.workspace) for name, kernel in native.KERNELS.items()
     ]
+
+
+def test_a_call_with_another_number_of_arrays_is_refused():
+    builder = PlanBuilder()
+    with pytest.raises(TypeError, match=r"^\[add\] takes 3 arrays, got 2$"):
+        builder.call("add", [builder.external("y"), builder.external("a")], size=1)
 
 
 # ------------------------------------------------------------------------------- the environment

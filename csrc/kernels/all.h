@@ -25,8 +25,8 @@
 #include "peak.h"
 
 static const pycnn_kernel table[] = {
-#define KERNEL(name, desc) { name, NULL },
-#define KERNEL_WS(name, desc) { name, name##_workspace },
+#define KERNEL(name, desc, arrays) { name, NULL },
+#define KERNEL_WS(name, desc, arrays) { name, name##_workspace },
 #include "../kernels.def"
 #undef KERNEL
 #undef KERNEL_WS
