@@ -34,7 +34,7 @@ except ImportError:
 
 import pycnn as cnn
 from pycnn import calls, native, optimizers, shapes
-from pycnn.bench import best_time, geometric_mean
+from pycnn.bench import aligned, best_time, geometric_mean
 from pycnn.plan import Arena, Buffer, PlanBuilder
 
 TOLERANCE = 2e-5  # of the largest element of a result
@@ -74,8 +74,7 @@ class Ours:
 
     def new(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
         """A result."""
-        self._arrays[name] = shapes.empty("benchmark", shape, dtype)
-        self._arrays[name].fill(0)
+        self._arrays[name] = aligned(np.zeros(shape, dtype))
         self.results.append(self._arrays[name])
         return self.builder.external(name)
 
@@ -113,13 +112,6 @@ class Operation:
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
-
-
-def aligned(array: np.ndarray) -> np.ndarray:
-    """A contiguous copy that begins where those of a network do, at a cache line, as PyTorch's tensors do."""
-    copy = shapes.empty("benchmark", array.shape, array.dtype)
-    copy[...] = array
-    return copy
 
 
 def nbytes(*arrays: np.ndarray) -> int:

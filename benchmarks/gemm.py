@@ -8,10 +8,9 @@ a difference ends the script with an error. Ours run as a plan on kept arrays, a
 torch.mm in one process. NumPy runs in a process of its own, for its BLAS keeps a thread pool that disturbs, and is
 disturbed by, OpenMP's; the two processes take turns, several of them a case. Arrays begin at a cache line for all. The
 best of many runs counts; a run repeats a small product up to 1000 times, so that the threads of one side have gone to
-sleep for most of the other's run. Products are timed inside C: ours run within one
-call, and of theirs, which run in a loop of Python, the time of a 1x1x1 product in the same loop is taken off.
-The peak is a measured loop of multiply-adds in registers, on all threads.
-A ratio above 1 means that ours take less time.
+sleep for most of the other's run. Products are timed inside C: ours run within one call, and of theirs, which run in a
+loop of Python, the time of a 1x1x1 product in the same loop is taken off. The peak is a measured loop of multiply-adds
+in registers, on all threads. A ratio above 1 means that ours take less time.
 """
 
 import argparse
@@ -37,15 +36,6 @@ Times = dict[str, float]
 Functions = dict[str, Callable[[], np.ndarray]]
 
 
-def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy that begins at a cache line, as PyTorch's tensors and the arrays of a network do."""
-    from pycnn import shapes
-
-    copy = shapes.empty("benchmark", array.shape, array.dtype)
-    copy[...] = array
-    return copy
-
-
 @dataclass(frozen=True)
 class Case:
     m: int
@@ -68,6 +58,8 @@ class Case:
 
     def inputs(self) -> tuple[np.ndarray, np.ndarray]:
         """a and b as they lie in memory."""
+        from pycnn.bench import aligned
+
         random = np.random.default_rng([self.m, self.k, self.n])
         a = random.uniform(-1, 1, (self.k, self.m) if self.trans_a else (self.m, self.k)).astype(np.float32)
         b = random.uniform(-1, 1, (self.n, self.k) if self.trans_b else (self.k, self.n)).astype(np.float32)
@@ -99,6 +91,8 @@ CASES = [
 
 
 def numpy_function(case: Case) -> Callable[[], np.ndarray]:
+    from pycnn.bench import aligned
+
     a, b = case.turned(*case.inputs())
     c = aligned(np.zeros((case.m, case.n), np.float32))
 
@@ -129,6 +123,7 @@ def torch_function(case: Case) -> Callable[[], np.ndarray]:
 
 def our_function(case: Case) -> Callable[[], np.ndarray]:
     from pycnn import calls
+    from pycnn.bench import aligned
     from pycnn.plan import Arena, PlanBuilder
 
     a, b = case.inputs()

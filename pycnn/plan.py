@@ -87,12 +87,12 @@ class PlanBuilder:
     def _made(
         self, kernel: str, args: Sequence[Buffer | None], desc: dict[str, Any], work: float = 0, stops: bool = False
     ) -> Call:
-        struct = ffi.new(KERNELS[kernel].desc, desc)
-        args = list(args)
-        if len(args) != KERNELS[kernel].arrays:
-            raise TypeError(f"[{kernel}] takes {KERNELS[kernel].arrays} arrays, got {len(args)}")
-        if KERNELS[kernel].workspace:
-            args.append(Buffer(lib.pycnn_workspace(KERNELS[kernel].index, struct, self.threads)))
+        row, args = KERNELS[kernel], list(args)
+        if len(args) != row.arrays:
+            raise TypeError(f"[{kernel}] takes {row.arrays} arrays, got {len(args)}")
+        struct = ffi.new(row.desc, desc)
+        if row.workspace:
+            args.append(Buffer(lib.pycnn_workspace(row.index, struct, self.threads)))
         return Call(kernel, struct, args, work, stops, self.owner)
 
     def call(

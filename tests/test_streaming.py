@@ -1,5 +1,8 @@
 """Outputs beyond the caches are streamed where they begin at a vector's multiple: the same bits as of plain stores."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import VL, normal, run_shared
@@ -8,6 +11,13 @@ from pycnn import calls, shapes
 
 FLOATS = 10 << 20  # STREAM_FLOATS of vector.h: what a kernel reads and writes
 COLUMNS = 4 * VL
+
+
+def test_the_sizes_here_are_streamed():
+    header = Path(__file__).resolve().parent.parent / "csrc" / "kernels" / "vector.h"
+    if not header.exists():
+        pytest.skip("no C sources here")
+    assert re.search(r"STREAM_FLOATS = (\d+) << (\d+)", header.read_text()).groups() == ("10", "20")
 
 
 def images(channels, side, floats):

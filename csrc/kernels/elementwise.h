@@ -87,50 +87,41 @@ static void activation_backward(const void *desc, void *const *args)
     end_stream(past);
 }
 
-/* n elements of dx, from dy and y = f(x): sigmoid and tanh have derivatives that cost less from y, y (1 - y) and
- * 1 - y^2. */
-INLINE void derive_from_y(int is_tanh, float *dx, const float *dy, const float *y, int64_t n, int past)
+/* out = f(a, b) */
+INLINE void combine(float *out, const float *a, const float *b, int64_t size, vec (*const f)(vec, vec))
 {
-    const vec v = load_n(y, n), slope = is_tanh ? 1.0f - v * v : v * (1.0f - v);
-    put_n(dx, load_n(dy, n) * slope, n, past);
-}
-
-/* dx, dy, y */
-static void activation_backward_of_y(const void *desc, void *const *args)
-{
-    const pycnn_elementwise own = *(const pycnn_elementwise *)desc, *d = &own;
-    float *dx = args[0];
-    const float *dy = args[1], *y = args[2];
-    const int past = streams(dx, 3 * d->size, ELEMENT_BLOCK), is_tanh = d->kind == KIND_tanh;
+    const int past = streams(out, 3 * size, ELEMENT_BLOCK);
 #pragma omp for schedule(static) nowait
-    for (int64_t first = 0; first < d->size; first += ELEMENT_BLOCK) {
-        const int64_t end = MIN(d->size, first + ELEMENT_BLOCK);
+    for (int64_t first = 0; first < size; first += ELEMENT_BLOCK) {
+        const int64_t end = MIN(size, first + ELEMENT_BLOCK);
         int64_t i = first;
         for (; i + VL <= end; i += VL)
-            derive_from_y(is_tanh, dx + i, dy + i, y + i, VL, past);
+            put_n(out + i, f(load(a + i), load(b + i)), VL, past);
         if (i < end)
-            derive_from_y(is_tanh, dx + i, dy + i, y + i, end - i, past);
+            store_n(out + i, f(load_n(a + i, end - i), load_n(b + i, end - i)), end - i);
     }
     end_stream(past);
+}
+
+INLINE vec through_sigmoid(vec dy, vec y) { return dy * (y * (1.0f - y)); }
+INLINE vec through_tanh(vec dy, vec y) { return dy * (1.0f - y * y); }
+INLINE vec sum_of(vec a, vec b) { return a + b; }
+
+/* dx, dy, y = f(x): sigmoid and tanh have derivatives that cost less from y. */
+static void activation_backward_of_y(const void *desc, void *const *args)
+{
+    const pycnn_elementwise *d = desc;
+    if (d->kind == KIND_tanh)
+        combine(args[0], args[1], args[2], d->size, through_tanh);
+    else
+        combine(args[0], args[1], args[2], d->size, through_sigmoid);
 }
 
 /* y, a, b; y may be a or b */
 static void add(const void *desc, void *const *args)
 {
-    const pycnn_elementwise own = *(const pycnn_elementwise *)desc, *d = &own;
-    float *y = args[0];
-    const float *a = args[1], *b = args[2];
-    const int past = streams(y, 3 * d->size, ELEMENT_BLOCK);
-#pragma omp for schedule(static) nowait
-    for (int64_t first = 0; first < d->size; first += ELEMENT_BLOCK) {
-        const int64_t end = MIN(d->size, first + ELEMENT_BLOCK);
-        int64_t i = first;
-        for (; i + VL <= end; i += VL)
-            put_n(y + i, load(a + i) + load(b + i), VL, past);
-        if (i < end)
-            store_n(y + i, load_n(a + i, end - i) + load_n(b + i, end - i), end - i);
-    }
-    end_stream(past);
+    const pycnn_elementwise *d = desc;
+    combine(args[0], args[1], args[2], d->size, sum_of);
 }
 
 /* y (rows, columns), bias (columns,), which is added to each row. A bias of less than a vector is repeated until it

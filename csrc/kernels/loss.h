@@ -1,6 +1,7 @@
 /* Softmax and the losses.
  *
- *     for each row (shared): its highest element; exponentials, in y or, where y is streamed, in workspace, and their sum; scaled, y
+ *     for each row (shared): its highest element; exponentials and their sum, in y or, where y is streamed, in
+ *                            workspace; y, which is that, scaled
  *     rows of up to NARROW columns, VL rows at a time (shared): the same with a row in each lane, transposed and back
  *
  * Losses are summed up in double precision: each of at most LOSS_SLICES slices of the rows from its first to its last,

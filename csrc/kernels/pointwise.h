@@ -48,6 +48,7 @@ static int64_t pointwise_bytes(const pointwise *p, int64_t threads)
     return (line_floats(p->rows * p->pitch) + threads * panels_floats(p)) * (int64_t)sizeof(float);
 }
 
+/* One of w_row and w_len is 1. */
 static void copy_filters(const pointwise *p, const float *w, const float *bias, float *to)
 {
 #pragma omp for schedule(static)
@@ -57,10 +58,8 @@ static void copy_filters(const pointwise *p, const float *w, const float *bias, 
             transpose_matrix(w + i, p->w_len, to + i * p->pitch, p->pitch, p->len, rows);
         for (int64_t j = i; j < i + rows; j++) {
             float *row = to + j * p->pitch;
-            if (p->w_len == 1)
+            if (p->w_row != 1)
                 copy_floats(row, w + j * p->w_row, p->len);
-            for (int64_t l = 0; p->w_row != 1 && p->w_len != 1 && l < p->len; l++)
-                row[l] = w[j * p->w_row + l * p->w_len];
             row[p->len] = bias ? bias[j] : 0;
         }
     }

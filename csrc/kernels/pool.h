@@ -352,6 +352,7 @@ static void average_backward_overlapping(const pycnn_pool2d *desc, float *dx, co
 {
     const pycnn_pool2d own = *desc, *d = &own;
     const int64_t whole = d->r * d->s;
+    const float scale = 1.0f / (float)whole;
     const int past = streams_inputs(d, dx, 1);
 #pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < d->n * d->h; row++) {
@@ -366,7 +367,7 @@ static void average_backward_overlapping(const pycnn_pool2d *desc, float *dx, co
             float *to = dx + (row * d->w + w) * d->c;
             if (averaged(d, top, left) == whole && averaged(d, last_top, last_left) == whole)
                 BY_SIZE(oh1 - oh0, ow1 - ow0, average_backward_pixel, d, to, image + (oh0 * d->ow + ow0) * d->c,
-                        1.0f / (float)whole, room, past);
+                        scale, room, past);
             else
                 average_backward_edge(d, to, image, room, oh0, oh1, ow0, ow1);
         }
@@ -466,7 +467,8 @@ static void global_avg_pool2d(const void *desc, void *const *args)
     }
 }
 
-/* dx, dy (N, C): the first pixel of each row is computed, the others are copies of those before, unless dx is streamed. */
+/* dx, dy (N, C): the first pixel of each row is computed, the others are copies of those before, unless dx is
+ * streamed. */
 static void global_avg_pool2d_backward(const void *desc, void *const *args)
 {
     const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pycnn import native
+from pycnn import native, shapes
 from pycnn.bench import cases, kernel_peer, python_peer
 
 TOLERANCE = 1e-3
@@ -42,6 +42,13 @@ def best_time(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[s
 
 def geometric_mean(ratios: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy that begins at a cache line, as the arrays of a network and PyTorch's tensors do."""
+    copy = shapes.empty("bench", array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 def _verify(contestant: str, case: str, result: Any, expected: np.ndarray) -> None:
