@@ -201,17 +201,18 @@ def _is_thin(g: shapes.Conv2D) -> bool:
     return short and (g.stride_h, g.stride_w) == (1, 1) and g.ow % 8 == 0
 
 
+def _is_pointwise(g: shapes.Conv2D) -> bool:
+    padding = (g.pad_top, g.pad_bottom, g.pad_left, g.pad_right)
+    return (g.r, g.s, g.groups) == (1, 1, 1) and not any(padding) and g.n * g.oh * g.ow >= PLANE_PIXELS
+
+
 def _planes_path(g: shapes.Conv2D, depthwise: str, planar: str, pointwise: str) -> str | None:
     """The kernel of three that convolves contiguous planes (N, C, H, W) as they are; None: all need others."""
     if _is_depthwise(g):
         return depthwise
-    if g.oh * g.ow < PLANE_PIXELS:
-        return None
-    if _is_grouped(g) or _is_thin(g):
+    if g.oh * g.ow >= PLANE_PIXELS and (_is_grouped(g) or _is_thin(g)):
         return planar
-    plain = (g.r, g.s, g.stride_h, g.stride_w, g.groups) == (1, 1, 1, 1, 1) and (g.h, g.w) == (g.oh, g.ow)
-    # A plane's last panel, of two vectors, is full but for an eighth of the pixels.
-    return pointwise if plain and 8 * _whole(g.h * g.w, 16) <= 9 * g.h * g.w else None
+    return pointwise if _is_pointwise(g) else None
 
 
 def planes_conv2d(
@@ -228,8 +229,11 @@ def planes_conv2d_backward(
     b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dw: Buffer, db: Buffer,
     dy: Buffer, x: Buffer, w: Buffer,
 ) -> bool:  # fmt: skip
-    """All gradients on contiguous planes; False as in `planes_conv2d`, and with groups and a stride."""
-    if g.groups > 1 and not _is_depthwise(g) and (g.stride_h, g.stride_w) != (1, 1):
+    """All gradients on contiguous planes; False as in `planes_conv2d`, with a stride where not depthwise, and of 1x1
+    filters on planes that do not fill vectors but for an eighth."""
+    pixels = g.oh * g.ow
+    apart = _is_pointwise(g) and (pixels < PLANE_PIXELS or 8 * _whole(pixels, 16) > 9 * pixels)
+    if apart or not (_is_depthwise(g) or (g.stride_h, g.stride_w) == (1, 1)):
         return False
     kernel = _planes_path(
         g, "depthwise_conv2d_backward_data", "planar_conv2d_backward_data", "pointwise_conv2d_backward_data"

@@ -528,7 +528,7 @@ def test_conv2d_depthwise_bands(x_shape, kernel, options):
 @pytest.mark.parametrize(("channels", "filters"), [(1, 1), (1, 5), (3, 17), (17, 3), (VL, 2 * VL), (2 * VL + 1, 23)])
 def test_conv2d_pointwise(channels, filters, plane):
     """Contiguous planes: panels that are full, of one vector and part of one; blocks and chunks of pixels; and planes
-    so small that they go another way."""
+    so small that their gradients go another way."""
     check_conv2d((3, channels, *plane), (filters, channels, 1, 1))
 
 
@@ -536,9 +536,9 @@ def test_conv2d_pointwise(channels, filters, plane):
     ("n", "channels", "filters", "plane"),
     [
         # Sums in one, two and three chunks, forward and backward; many tiles of filters.
-        (1, 256, 7, (16, 18)),
-        (2, 257, 5, (16, 18)),
-        (1, 6, 520, (13, 20)),
+        (1, 512, 7, (16, 18)),
+        (2, 513, 5, (16, 18)),
+        (1, 6, 1030, (13, 20)),
         # More chunks of pixels and images than slices, for few weights and many.
         (11, 4, 3, (13, 20)),
         (5, 260, 270, (13, 20)),
@@ -547,6 +547,34 @@ def test_conv2d_pointwise(channels, filters, plane):
 )
 def test_conv2d_pointwise_chunks(n, channels, filters, plane):
     check_conv2d((n, channels, *plane), (filters, channels, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("n", "plane", "stride"),
+    [
+        # Panels of several images, up to one a pixel; of whole images; and of images whose ends lie within panels.
+        (64, (1, 1), 1),
+        (65, (1, 1), 1),
+        (9, (3, 3), 1),
+        (8, (2 * VL, 1), 1),
+        (5, (2 * VL + 1, 3), 1),
+        (8, (7, 7), 1),
+        # Strides, of rows whose last pixels are left out or not, and beyond the image.
+        (4, (14, 14), 2),
+        (5, (9, 8), 2),
+        (3, (13, 20), (1, 3)),
+        (3, (20, 13), (3, 1)),
+        (1, (40, 70), (2, 4)),
+        (70, (3, 2), 9),
+    ],
+)
+@pytest.mark.parametrize(("channels", "filters"), [(1, 1), (3, 17), (513, 5), (VL, 3 * VL)])
+def test_conv2d_pointwise_across_images(n, plane, stride, channels, filters):
+    x_shape, w_shape = (n, channels, *plane), (filters, channels, 1, 1)
+    check_conv2d(x_shape, w_shape, stride=stride)
+    x, w, _, _ = conv2d_arrays(x_shape, w_shape, {"stride": stride})
+    without_bias = ops.conv2d(x, w, stride=stride)
+    np.testing.assert_array_equal(without_bias, ops.conv2d(x, w, np.zeros(filters, np.float32), stride=stride))
 
 
 def test_conv2d_1x1_of_many_wide_outputs():

@@ -1,15 +1,16 @@
-/* Convolution with 1x1 filters on contiguous planes (N, C, H, W): a matrix product an image, without transpositions.
+/* Convolution with 1x1 filters on contiguous planes (N, C, H, W): one matrix product, without transpositions, whose
+ * columns are the pixels of all images.
  *
- *     y[image][k][pixel] = sum over c: w[k][c] * x[image][c][pixel] + bias[k] * 1
+ *     y[image][k][pixel] = bias[k] + sum over c: w[k][c] * x[image][c][pixel's place]
  *
- *     copy w to rows that end with the bias                                          shared, once a call
- *     for each image, block of panels of pixels:                                     shared among threads
+ *     for each block of panels of pixels, part of the filters:                       shared among threads
+ *         find the pixels' places in x and y                                         they may lie in several images
  *         for each chunk of c:                                                       restarts the running sums
- *             copy the block's part of x to panels [c][2 vectors]; ones below        a panel fits into L1
- *             for each tile of filters, for each panel: the micro-kernel
+ *             copy the block's part of x to panels [c][2 vectors]                    they fit into L2
+ *             for each tile of filters, for each panel: the micro-kernel             the tile's filters in L1
  *
- * Backward-data is the same with the filters turned. Backward-weights sums over pixels, so of x and dy the one with
- * fewer channels is turned, in a cache, and the other one's planes are the rows of tiles:
+ * Backward-data is the same with the filters turned before. Backward-weights sums over pixels, so of x and dy the one
+ * with fewer channels is turned, in a cache, and the other one's planes are the rows of tiles:
  *
  *     for each slice of the pixels, part of the rows:                                shared among threads
  *         for each chunk of pixels in the slice:
@@ -17,164 +18,233 @@
  *             for each tile of rows, for each panel: the micro-kernel, adds to the slice's partial dw
  *     dw, db = sums of the slices, from the first to the last                        shared among threads */
 
-enum { PLANE_CHUNK = 256, PLANE_PANELS = 7, PLANE_SLICES = 8, FEW_SLICES = 4, SLICE_FLOATS = 65536 };
+enum { PLANE_CHUNK = 512, PLANE_PANELS = 7, PLANE_SLICES = 8, FEW_SLICES = 4, SLICE_FLOATS = 65536 };
 
 typedef struct {
-    int64_t images, pixels, rows, len;           /* rows made, planes summed over */
-    int64_t w_row, w_len;
-    int64_t pitch, chunks, longest;              /* floats of a row of the copy; chunks of len, the longest of them */
+    int64_t images, rows, len;                   /* planes of an image made, and summed over */
+    int64_t pixels, height, width;               /* of a plane made */
+    int64_t in_pixels, in_row, in_column;        /* floats of a plane summed over, and to its next row, column */
+    int64_t w_row;                               /* floats from filter to filter */
+    int64_t turned;                              /* or, where those lie side by side, from one's weight to its next */
+    int64_t chunks, longest;                     /* chunks of len, the longest of them */
 } pointwise;
 
 static pointwise pointwise_of(const pycnn_conv2d *d, int backward)
 {
-    pointwise p = { .images = d->n, .pixels = d->h * d->w, .rows = d->k, .len = d->c, .w_row = d->w_k, .w_len = d->w_c };
-    if (backward) {
+    pointwise p = { .images = d->n, .rows = d->k, .len = d->c, .pixels = d->oh * d->ow, .height = d->oh,
+                    .width = d->ow, .in_pixels = d->h * d->w, .in_row = d->stride_h * d->w, .in_column = d->stride_w,
+                    .w_row = d->w_k };
+    if (backward) { /* of stride 1 */
         p.rows = d->c;
         p.len = d->k;
-        p.w_row = d->w_c;
-        p.w_len = d->w_k;
+        p.turned = d->w_k;
+        p.w_row = d->k + 1;
     }
-    p.pitch = p.len + 1;
+    if (d->stride_h == 1 && d->stride_w == 1) { /* a plane is like one row */
+        p.height = 1;
+        p.width = p.pixels;
+    }
     p.chunks = ceil_div(p.len, PLANE_CHUNK);
-    p.longest = ceil_div(p.len, p.chunks) + 1;
+    p.longest = ceil_div(p.len, p.chunks);
     return p;
 }
 
-INLINE int64_t pointwise_blocks(const pointwise *p) { return ceil_div(panels(p->pixels), PLANE_PANELS); }
+INLINE int64_t pointwise_panels(const pointwise *p) { return panels(p->images * p->pixels); }
+INLINE int64_t pointwise_blocks(const pointwise *p) { return ceil_div(pointwise_panels(p), PLANE_PANELS); }
 INLINE int64_t panels_floats(const pointwise *p) { return line_floats(PLANE_PANELS * p->longest * PANEL); }
+
+INLINE int64_t turned_floats(const pointwise *p) { return p->turned ? line_floats(p->rows * p->w_row) : 0; }
 
 static int64_t pointwise_bytes(const pointwise *p, int64_t threads)
 {
-    return (line_floats(p->rows * p->pitch) + threads * panels_floats(p)) * (int64_t)sizeof(float);
+    return (turned_floats(p) + threads * panels_floats(p)) * (int64_t)sizeof(float);
 }
 
-/* One of w_row and w_len is 1. */
-static void copy_filters(const pointwise *p, const float *w, const float *bias, float *to)
+static void turn_filters(const pointwise *p, const float *w, float *to)
 {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < p->rows; i += TILE_SIDE) {
-        const int64_t rows = MIN(TILE_SIDE, p->rows - i);
-        if (p->w_row == 1)
-            transpose_matrix(w + i, p->w_len, to + i * p->pitch, p->pitch, p->len, rows);
-        for (int64_t j = i; j < i + rows; j++) {
-            float *row = to + j * p->pitch;
-            if (p->w_row != 1)
-                copy_floats(row, w + j * p->w_row, p->len);
-            row[p->len] = bias ? bias[j] : 0;
-        }
+    for (int64_t i = 0; i < p->rows; i += TILE_SIDE)
+        transpose_matrix(w + i, p->turned, to + i * p->w_row, p->w_row, p->len, MIN(TILE_SIDE, p->rows - i));
+}
+
+/* A pixel of those made, and where it is, from the first plane of the first image on, in x and in y. */
+typedef struct { int64_t row, column, in, out; } pixel_place;
+
+static pixel_place find_pixel(const pointwise *p, int64_t number)
+{
+    const int64_t image = number / p->pixels, pixel = number % p->pixels;
+    const int64_t row = pixel / p->width, column = pixel % p->width;
+    return (pixel_place){ row, column, image * p->len * p->in_pixels + row * p->in_row + column * p->in_column,
+                          image * p->rows * p->pixels + pixel };
+}
+
+/* n pixels on, along a row. */
+INLINE void go_on(const pointwise *p, pixel_place *at, int64_t n)
+{
+    at->in += n * p->in_column;
+    at->out += n;
+    at->column += n;
+    if (at->column < p->width)
+        return;
+    at->column = 0;
+    at->in += p->in_row - p->width * p->in_column;
+    if (++at->row < p->height)
+        return;
+    at->row = 0;
+    at->in += p->len * p->in_pixels - p->height * p->in_row;
+    at->out += (p->rows - 1) * p->pixels;
+}
+
+typedef struct {
+    int64_t pixels, in[PANEL], out[PANEL];
+    int in_line, out_line;                       /* whether each lies next to the one before, so that one place tells */
+} pixel_panel;
+
+static void find_panel(const pointwise *p, pixel_place *at, int64_t pixels, pixel_panel *panel)
+{
+    panel->pixels = pixels;
+    panel->in[0] = at->in;
+    panel->out[0] = at->out;
+    panel->in_line = panel->out_line = pixels == PANEL && p->in_column == 1 && at->column + PANEL <= p->width;
+    if (panel->in_line) {
+        go_on(p, at, PANEL);
+        return;
+    }
+    for (int64_t j = 0; j < pixels; j++, go_on(p, at, 1)) {
+        panel->in[j] = at->in;
+        panel->out[j] = at->out;
+    }
+    for (int64_t j = pixels; j < PANEL; j++)
+        panel->in[j] = panel->in[0];
+    panel->out_line = panel->out[pixels - 1] - panel->out[0] == pixels - 1;
+}
+
+typedef struct {
+    int64_t panels;
+    int in_line;                                 /* whether the panels, too, lie next to each other in x */
+    pixel_panel panel[PLANE_PANELS];
+} pixel_block;
+
+static void find_block(const pointwise *p, int64_t number, pixel_block *block)
+{
+    const int64_t all = pointwise_panels(p), blocks = pointwise_blocks(p), first = part_start(all, number, blocks);
+    pixel_place at = find_pixel(p, first * PANEL);
+    block->panels = part_start(all, number + 1, blocks) - first;
+    block->in_line = 1;
+    for (int64_t i = 0; i < block->panels; i++) {
+        find_panel(p, &at, MIN(PANEL, p->images * p->pixels - (first + i) * PANEL), &block->panel[i]);
+        block->in_line &= block->panel[i].in_line && block->panel[i].in[0] == block->panel[0].in[0] + i * PANEL;
     }
 }
 
-/* Some planes, from panel `first` on, where x is, to `last`, to panels that begin `panel_floats` apart. */
-static void copy_planes(const pointwise *p, const float *x, int64_t planes, int64_t first, int64_t last, float *to,
+INLINE void copy_panel(float *to, const float *from)
+{
+    store(to, load(from));
+    store(to + VL, load(from + VL));
+}
+
+/* Some planes, x being where the first one of the first image is, to panels that begin `panel_floats` apart. */
+static void copy_planes(const pixel_block *b, const float *x, int64_t plane, int64_t planes, float *to,
                         int64_t panel_floats)
 {
-    const int64_t whole = MIN(last, p->pixels / PANEL);
-    for (int64_t l = 0; l < planes; l++) {
-        const float *from = x + l * p->pixels;
-        float *panel = to + l * PANEL;
-        for (int64_t i = first; i < whole; i++, from += PANEL, panel += panel_floats) {
-            store(panel, load(from));
-            store(panel + VL, load(from + VL));
-        }
-        if (whole < last) {
-            const int64_t rest = p->pixels - whole * PANEL;
-            store(panel, load_n(from, rest));
-            if (rest > VL)
-                store(panel + VL, load_n(from + VL, rest - VL));
-        }
+    const int64_t n = b->panels, first = b->panel[0].in[0];
+    const int in_line = b->in_line;
+    for (int64_t l = 0; l < planes; l++, x += plane, to += PANEL) {
+        for (int64_t i = 0; in_line && i < n; i++)
+            copy_panel(to + i * panel_floats, x + first + i * PANEL);
+        for (int64_t i = 0; !in_line && i < n; i++)
+            if (b->panel[i].in_line)
+                copy_panel(to + i * panel_floats, x + b->panel[i].in[0]);
+            else
+                UNROLL for (int64_t j = 0; j < PANEL; j++)
+                    to[i * panel_floats + j] = x[b->panel[i].in[j]];
     }
 }
 
-/* Rows first_row..last_row of y from rows of x, of which some floats are summed over, and from panels of columns. What
- * is to be copied next, a line a panel of `next_rows` rows, is called into L2. */
-typedef struct {
-    const float *x;
-    int64_t x_row;
-    float *y;
-    int64_t y_row, first_row, last_row, columns;
-    const float *next;
-    int64_t next_row, next_rows, next_panels;
-} row_tiles;
-
-INLINE void call_next(const row_tiles *r, int64_t t, int64_t tiles)
+/* Calls into L2 part number t of `parts` of what copy_planes will read. */
+INLINE void call_planes(const pixel_block *b, const float *x, int64_t plane, int64_t planes, int64_t t, int64_t parts)
 {
-    for (int64_t i = part_start(r->next_rows, t, tiles); i < part_start(r->next_rows, t + 1, tiles); i++)
-        for (int64_t panel = 0; panel < r->next_panels; panel++)
-            __builtin_prefetch(r->next + i * r->next_row + panel * PANEL, 0, 2);
+    for (int64_t l = part_start(planes, t, parts); l < part_start(planes, t + 1, parts); l++)
+        for (int64_t i = 0; i < b->panels; i++)
+            __builtin_prefetch(x + l * plane + b->panel[i].in[0], 0, 2);
 }
 
-/* Each tile of rows, over floats first..first + len, by all panels of columns column..end - 1, so that what lies side by
- * side is written soon after another. */
-INLINE void run_rows(const row_tiles *r, const float *copied, int64_t first, int64_t len, int64_t column, int64_t end,
-                     int64_t panel_floats, int adds)
+/* A tile whose pixels lie in several images: its outputs come and go one by one. */
+INLINE void run_apart(const pixel_panel *panel, int64_t rows, const tile_input *in, const float *w,
+                      const tile_range *range, tile_store out)
+{
+    float outputs[TILE_ROWS][PANEL], *y[TILE_ROWS];
+    float *const *to = out.y;
+    for (int64_t i = 0; i < rows; i++) {
+        y[i] = outputs[i];
+        for (int64_t j = 0; out.old != 0 && j < panel->pixels; j++)
+            outputs[i][j] = to[i][panel->out[j]];
+    }
+    out.y = y;
+    tile_functions[out.columns > VL][rows - 1](in, w, range, &out);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < panel->pixels; j++)
+            to[i][panel->out[j]] = outputs[i][j];
+}
+
+/* Rows start..start + rows - 1 of w, of which `range` is summed over, by all panels, so that what lies side by side is
+ * written soon after another. */
+INLINE void run_filters(const pointwise *p, const pixel_block *b, float *y, const float *w, const float *bias,
+                        const float *copied, int64_t start, int64_t rows, const tile_range *range)
 {
     static const tile_tap only_tap = { 0, 0 };
-    const int64_t rows = r->last_row - r->first_row, tiles = ceil_div(rows, TILE_ROWS);
-    for (int64_t t = 0; t < tiles; t++) {
-        const int64_t start = r->first_row + part_start(rows, t, tiles);
-        const int64_t count = r->first_row + part_start(rows, t + 1, tiles) - start;
-        const float *x[TILE_ROWS], *panel = copied;
-        float *y[TILE_ROWS];
-        for (int64_t i = 0; i < count; i++) {
-            x[i] = r->x + (start + i) * r->x_row;
-            y[i] = r->y + (start + i) * r->y_row;
-        }
-        call_next(r, t, tiles);
-        const tile_input in = { .taps = 1, .tap = &only_tap, .x = x };
-        const tile_range range = { .first = first, .len = len, .w_row = PANEL,
-                                   .ahead = count * r->x_row * (int64_t)sizeof(float) };
-        for (int64_t j = column; j < end; j += PANEL, panel += panel_floats) {
-            const int64_t columns = MIN(PANEL, r->columns - j);
-            const tile_store out = { .y = y, .first = j, .columns = columns, .alpha = 1, .old = adds };
-            tile_functions[columns > VL][count - 1](&in, panel, &range, &out);
+    const float *x[TILE_ROWS];
+    float *to[TILE_ROWS];
+    for (int64_t i = 0; i < rows; i++) {
+        x[i] = w + (start + i) * p->w_row;
+        to[i] = y + (start + i) * p->pixels;
+    }
+    const tile_input in = { .taps = 1, .tap = &only_tap, .x = x };
+    for (int64_t i = 0; i < b->panels; i++, copied += p->longest * PANEL) {
+        const pixel_panel *panel = &b->panel[i];
+        tile_store out = { .y = to, .columns = panel->pixels, .alpha = 1, .old = range->first > 0 };
+        if (bias && range->first == 0)
+            out.row_bias = bias + start;
+        if (panel->out_line) {
+            out.first = panel->out[0];
+            tile_functions[out.columns > VL][rows - 1](&in, copied, range, &out);
+        } else {
+            run_apart(panel, rows, &in, copied, range, out);
         }
     }
-}
-
-/* A block of panels of an image's pixels, and the planes of a chunk. */
-typedef struct { int64_t image, first, last, l0, l1; } pointwise_part;
-
-/* Part number i: the chunks of a block one after another. */
-static pointwise_part find_part(const pointwise *p, int64_t i)
-{
-    const int64_t all = panels(p->pixels), blocks = pointwise_blocks(p);
-    const int64_t chunk = i % p->chunks, block = i / p->chunks % blocks;
-    return (pointwise_part){ i / p->chunks / blocks, part_start(all, block, blocks), part_start(all, block + 1, blocks),
-                             part_start(p->len, chunk, p->chunks), part_start(p->len, chunk + 1, p->chunks) };
-}
-
-INLINE const float *part_planes(const pointwise *p, const pointwise_part *part, const float *x)
-{
-    return x + (part->image * p->len + part->l0) * p->pixels + part->first * PANEL;
 }
 
 static void run_pointwise(const pointwise *p, float *y, const float *x, const float *w, const float *bias,
                           float *workspace)
 {
-    const int64_t panel_floats = p->longest * PANEL, tasks = p->images * pointwise_blocks(p);
-    float *rows = workspace, *own = rows + line_floats(p->rows * p->pitch) + omp_get_thread_num() * panels_floats(p);
-    copy_filters(p, w, bias, rows);
+    float *own = workspace + turned_floats(p) + omp_get_thread_num() * panels_floats(p);
+    const float *filters = p->turned ? workspace : w;
+    if (p->turned)
+        turn_filters(p, w, workspace);
+    const int64_t blocks = pointwise_blocks(p), threads = omp_get_num_threads();
+    const int64_t wanted = threads > 1 ? ceil_div(TASKS_A_THREAD * threads, blocks) : 1;
+    const int64_t parts = MIN(wanted, ceil_div(p->rows, TILE_ROWS));
 #pragma omp for schedule(guided)
-    for (int64_t task = 0; task < tasks; task++)
-        for (int64_t i = task * p->chunks; i < (task + 1) * p->chunks; i++) {
-            const pointwise_part part = find_part(p, i), next = find_part(p, i + 1);
-            const int64_t n = part.last - part.first, ones = bias && part.l1 == p->len;
-            row_tiles tiles = { .x = rows, .x_row = p->pitch, .y = y + part.image * p->rows * p->pixels,
-                                .y_row = p->pixels, .last_row = p->rows, .columns = p->pixels };
-            if (i + 1 < tasks * p->chunks) {
-                tiles.next = part_planes(p, &next, x);
-                tiles.next_row = p->pixels;
-                tiles.next_rows = next.l1 - next.l0;
-                tiles.next_panels = next.last - next.first;
+    for (int64_t task = 0; task < blocks * parts; task++) {
+        const int64_t number = task / parts, first = part_start(p->rows, task % parts, parts);
+        const int64_t rows = part_start(p->rows, task % parts + 1, parts) - first, tiles = ceil_div(rows, TILE_ROWS);
+        pixel_block block, after;
+        find_block(p, number, &block);
+        find_block(p, MIN(number + 1, blocks - 1), &after);
+        for (int64_t chunk = 0; chunk < p->chunks; chunk++) {
+            const int64_t l0 = part_start(p->len, chunk, p->chunks), l1 = part_start(p->len, chunk + 1, p->chunks);
+            const int64_t next = l1 == p->len ? 0 : chunk + 1, next_l = part_start(p->len, next, p->chunks);
+            const int64_t next_planes = part_start(p->len, next + 1, p->chunks) - next_l;
+            tile_range range = { .first = l0, .len = l1 - l0, .w_row = PANEL };
+            copy_planes(&block, x + l0 * p->in_pixels, p->in_pixels, l1 - l0, own, p->longest * PANEL);
+            for (int64_t t = 0; t < tiles; t++) {
+                const int64_t start = part_start(rows, t, tiles), count = part_start(rows, t + 1, tiles) - start;
+                range.ahead = count * p->w_row * (int64_t)sizeof(float);
+                call_planes(next ? &block : &after, x + next_l * p->in_pixels, p->in_pixels, next_planes, t, tiles);
+                run_filters(p, &block, y, filters, bias, own, first + start, count, &range);
             }
-            copy_planes(p, part_planes(p, &part, x), part.l1 - part.l0, part.first, part.last, own, panel_floats);
-            for (int64_t panel = 0; ones && panel < n; panel++)
-                for (int64_t j = 0; j < PANEL; j++)
-                    own[panel * panel_floats + (part.l1 - part.l0) * PANEL + j] = 1;
-            run_rows(&tiles, own, part.l0, part.l1 - part.l0 + ones, part.first * PANEL,
-                     MIN(p->pixels, part.last * PANEL), panel_floats, part.l0 > 0);
         }
+    }
 }
 
 static int64_t pointwise_conv2d_workspace(const void *desc, int64_t threads)
@@ -201,6 +271,39 @@ static void pointwise_conv2d_backward_data(const void *desc, void *const *args)
 {
     const pointwise p = pointwise_of(desc, 1);
     run_pointwise(&p, args[0], args[1], args[2], NULL, args[3]);
+}
+
+/* Rows first_row..last_row of y from rows of x and panels of columns. */
+typedef struct {
+    const float *x;
+    int64_t x_row;
+    float *y;
+    int64_t y_row, first_row, last_row, columns;
+} row_tiles;
+
+/* Each tile of rows, over floats first..first + len, by all panels. */
+INLINE void run_rows(const row_tiles *r, const float *panels, int64_t first, int64_t len, int adds)
+{
+    static const tile_tap only_tap = { 0, 0 };
+    const int64_t rows = r->last_row - r->first_row, tiles = ceil_div(rows, TILE_ROWS);
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t start = r->first_row + part_start(rows, t, tiles);
+        const int64_t count = r->first_row + part_start(rows, t + 1, tiles) - start;
+        const float *x[TILE_ROWS], *panel = panels;
+        float *y[TILE_ROWS];
+        for (int64_t i = 0; i < count; i++) {
+            x[i] = r->x + (start + i) * r->x_row;
+            y[i] = r->y + (start + i) * r->y_row;
+        }
+        const tile_input in = { .taps = 1, .tap = &only_tap, .x = x };
+        const tile_range range = { .first = first, .len = len, .w_row = PANEL,
+                                   .ahead = count * r->x_row * (int64_t)sizeof(float) };
+        for (int64_t j = 0; j < r->columns; j += PANEL, panel += len * PANEL) {
+            const int64_t columns = MIN(PANEL, r->columns - j);
+            const tile_store out = { .y = y, .first = j, .columns = columns, .alpha = 1, .old = adds };
+            tile_functions[columns > VL][count - 1](&in, panel, &range, &out);
+        }
+    }
 }
 
 /* How backward-weights is cut: a unit is a chunk of an image's pixels. */
@@ -303,7 +406,7 @@ static void pointwise_conv2d_backward_weights(const void *desc, void *const *arg
             turn_planes(columns + image * c.columns * pixels + pixel, pixels, c.columns, n, own);
             if (part == 0)
                 sum_planes(dy + image * d->k * pixels + pixel, pixels, d->k, n, partial + c.rows * c.row, unit > first);
-            run_rows(&tiles, own, pixel, n, 0, c.columns, n * PANEL, unit > first);
+            run_rows(&tiles, own, pixel, n, unit > first);
         }
     }
     add_pointwise_slices(d, &c, partials, args[0], args[1]);

@@ -1,7 +1,7 @@
 /* The micro-kernel of every dense product.
  *
  *     acc[i][j] = sum over taps, over l:  x[tap][i][l] * w[tap][l][j]      i < rows, j < vectors * VL
- *     y[i][j]   = alpha * acc[i][j] + old * y[i][j] + bias[j], rectified if that is wanted
+ *     y[i][j]   = alpha * acc[i][j] + old * y[i][j] + bias[j] + row_bias[i], rectified if that is wanted
  *
  * The rows of x are found through pointers, so a row may be a pixel of an image under one tap of a filter, a
  * row of a matrix, or zeros that stand for padding. Each step of l loads the vectors of w once and broadcasts
@@ -31,6 +31,7 @@ typedef struct {
     int64_t first;       /* its first column here */
     int64_t columns;     /* how many of the vectors' lanes are stored */
     const float *bias;   /* NULL: none */
+    const float *row_bias;
     float alpha, old;    /* old 0: y is not read */
     pycnn_epilogue epilogue;
 } tile_store;
@@ -49,6 +50,9 @@ INLINE void tile_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2]
         const vec shift = bias ? load_n(bias + j * VL, n) : splat(0);
         UNROLL for (int i = 0; i < rows; i++)
             acc[i][j] = alpha * acc[i][j] + shift;
+        if (out->row_bias)
+            UNROLL for (int i = 0; i < rows; i++)
+                acc[i][j] = acc[i][j] + out->row_bias[i];
         if (old != 0)
             UNROLL for (int i = 0; i < rows; i++)
                 acc[i][j] = acc[i][j] + old * load_n(y[i] + j * VL, n);
