@@ -236,10 +236,8 @@ static void run_planes(const grouped *g, float *out, const float *in, const floa
 {
     const depthwise_layout s = lay_out_planes(g);
     const depthwise_worker t = start_planes(g, &s, workspace);
-    const int64_t tasks = g->images * g->groups * s.bands;
-    const int64_t at_once = MAX(1, tasks / (4 * TASKS_A_THREAD * omp_get_num_threads()));
-#pragma omp for schedule(dynamic, at_once)
-    for (int64_t task = 0; task < tasks; task++) {
+#pragma omp for schedule(guided)
+    for (int64_t task = 0; task < g->images * g->groups * s.bands; task++) {
         const int64_t plane = task / s.bands, channel = plane % g->groups, band = task % s.bands;
         const int64_t first = part_start(g->v.out, band, s.bands), end = part_start(g->v.out, band + 1, s.bands);
         for (int64_t i = 0; i < s.taps; i++)
@@ -364,7 +362,7 @@ static void depthwise_conv2d_backward_weights(const void *desc, void *const *arg
     float *dw = args[0], *db = args[1], *parts = args[4];
     const float *x = args[2], *dy = args[3];
     const depthwise_worker t = start_planes(&g, &s, parts + line_floats(planes * results));
-#pragma omp for schedule(dynamic, MAX(1, planes / (4 * TASKS_A_THREAD * omp_get_num_threads())))
+#pragma omp for schedule(guided)
     for (int64_t plane = 0; plane < planes; plane++)
         sum_plane(&t, x + plane * g.v.in * g.h.in, dy + plane * g.v.out * g.h.out, parts + plane * results);
 #pragma omp for schedule(static)

@@ -230,7 +230,7 @@ static void spread_run(const pycnn_conv2d *d, const axis *h, float *dx, const fl
         b.w_c = d->k;
     }
     const int64_t bands = MAX(1, MIN(d->h, ceil_div(TASKS_A_THREAD * (omp_get_num_threads() - 1), d->n)));
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(guided)
     for (int64_t task = 0; task < d->n * bands; task++) {
         const int64_t n = task / bands, i = task % bands;
         b.first = d->pad_top + part_start(d->h, i, bands);

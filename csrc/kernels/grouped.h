@@ -589,7 +589,7 @@ static void run_grouped(const grouped *g, float *out, const float *in, const flo
     pack_grouped(g, &s, w, bias, packed);
     const int64_t tasks = g->images * s.blocks;
     const int64_t parts = MAX(1, MIN(g->v.out / LEAST_ROWS, ceil_div(GROUPED_TASKS, tasks)));
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(guided)
     for (int64_t task = 0; task < tasks * parts; task++) {
         const int64_t part = task % parts, end = part_start(g->v.out, part + 1, parts);
         grouped_task k = { .block = task / parts % s.blocks, .image = task / parts / s.blocks };
@@ -715,7 +715,7 @@ static void grouped_conv2d_backward_weights(const void *desc, void *const *args)
     s.in_image = 0; /* its sums run over whole rows */
     float *partials = args[3];
     grouped_worker t = start_worker(&g, &s, 1, partials + line_floats(slices * s.packed));
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(guided)
     for (int64_t task = 0; task < slices * s.blocks; task++) {
         const int64_t slice = task / s.blocks, end = part_start(rows, slice + 1, slices);
         grouped_task k = { .block = task % s.blocks };

@@ -441,7 +441,7 @@ static void outer_run(const outer *p, void *workspace)
     s.out_row = c.direct ? p->w_inner : c.row;
     const int64_t tasks = c.slices * p->groups * c.parts;
     const int64_t panel_parts = MIN(all, ceil_div(TASKS_A_THREAD * omp_get_num_threads(), tasks));
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(guided)
     for (int64_t task = 0; task < tasks * panel_parts; task++) {
         const int64_t panel_part = task % panel_parts, part = task / panel_parts % c.parts;
         const int64_t slice = task / panel_parts / c.parts / p->groups;

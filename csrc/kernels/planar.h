@@ -384,7 +384,7 @@ static void planar_run(const planar_conv *conv, float *y, const float *x, const 
     const int64_t parts = d->n * conv->groups, wanted = ceil_div(TASKS_A_THREAD * (omp_get_num_threads() - 1), parts);
     const int64_t bands = MAX(c.bands, MIN(d->oh, wanted));
     const int in_place = makes_planes(conv, &c);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(guided)
     for (int64_t task = 0; task < parts * bands; task++) {
         const int64_t image = task / bands / conv->groups, band = task % bands;
         find_planar_band(&p, task / bands % conv->groups, image * bands + band, bands);
@@ -490,7 +490,7 @@ static void planar_weights_run(const planar_conv *conv, float *dw, float *db, co
     const int64_t slices = planar_slices(conv, &c), floats = planar_sums_floats(conv, &c), all = conv->d.n * c.bands;
     planar p = start_planar(conv, &c, workspace + line_floats(conv->groups * slices * floats) +
                                           omp_get_thread_num() * c.own);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(guided)
     for (int64_t part = 0; part < conv->groups * slices; part++) {
         const int64_t group = part / slices, slice = part % slices;
         float *sums = workspace + part * floats;

@@ -391,7 +391,7 @@ static void pointwise_conv2d_backward_weights(const void *desc, void *const *arg
     const int64_t parts = MIN(ceil_div(c.rows, TILE_ROWS), ceil_div(TASKS_A_THREAD * (threads - 1) + 1, c.slices));
     const float *x = args[2], *dy = args[3], *rows = c.rows_are_dy ? dy : x, *columns = c.rows_are_dy ? x : dy;
     float *partials = args[4], *own = partials + c.slices * c.partial + omp_get_thread_num() * c.own;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(guided)
     for (int64_t task = 0; task < c.slices * parts; task++) {
         const int64_t slice = task / parts, part = task % parts;
         const int64_t first = part_start(c.units, slice, c.slices), end = part_start(c.units, slice + 1, c.slices);

@@ -122,9 +122,7 @@ static void run_row_taps(const product *p, float *workspace)
 #pragma omp barrier
     }
     const int64_t pixels = p->images * p->v.out * p->h.out, blocks = row_tap_blocks(p);
-    const int64_t work = WINDOW_TILES * TILE_ROWS * p->v.taps * p->len * p->columns;
-    const int64_t at_once = MAX(1, MIN(TASK_WORK / work, blocks / (TASKS_A_THREAD * omp_get_num_threads())));
-#pragma omp for schedule(dynamic, at_once)
+#pragma omp for schedule(guided)
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t first = part_start(pixels, block, blocks);
         run_windows(p, p->prepacked ? p->packed : workspace, block, first, part_start(pixels, block + 1, blocks) - first);
