@@ -578,36 +578,36 @@ static void run_block(const block *b)
 }
 
 /* Task number `task` of a phase: a block of tiles by a part of a group's panels. */
-static void run_task(block b, int64_t task, const float *packed)
+static void run_task(block *b, int64_t task, const float *packed)
 {
-    const product *p = b.p;
-    const int64_t all = panels(p->columns), part = task % b.panel_parts;
-    b.number = task / b.panel_parts % b.blocks;
-    b.group = task / b.panel_parts / b.blocks;
-    b.first_panel = part_start(all, part, b.panel_parts);
-    b.last_panel = part_start(all, part + 1, b.panel_parts);
-    b.first_tile = part_start(b.all_tiles, b.number, b.blocks);
-    b.tiles = part_start(b.all_tiles, b.number + 1, b.blocks) - b.first_tile;
-    b.packed = packed + b.group * all * product_taps(p) * p->len * PANEL;
-    run_block(&b);
+    const product *p = b->p;
+    const int64_t all = panels(p->columns), part = task % b->panel_parts;
+    b->number = task / b->panel_parts % b->blocks;
+    b->group = task / b->panel_parts / b->blocks;
+    b->first_panel = part_start(all, part, b->panel_parts);
+    b->last_panel = part_start(all, part + 1, b->panel_parts);
+    b->first_tile = part_start(b->all_tiles, b->number, b->blocks);
+    b->tiles = part_start(b->all_tiles, b->number + 1, b->blocks) - b->first_tile;
+    b->packed = packed + b->group * all * product_taps(p) * p->len * PANEL;
+    run_block(b);
 }
 
 /* The tasks of one phase; the caller's barrier ends it. Sharing among one costs a small product a tenth of its time. */
-static void run_phase(block b, const float *packed)
+static void run_phase(block *b, const float *packed)
 {
-    const product *p = b.p;
-    b.pixels = p->images * b.v.count * b.h.count;
-    b.parts = image_parts(p, &b.v, &b.h);
-    b.all_tiles = count_tiles(p, &b.v, &b.h);
-    if (b.pixels == 0)
+    const product *p = b->p;
+    b->pixels = p->images * b->v.count * b->h.count;
+    b->parts = image_parts(p, &b->v, &b->h);
+    b->all_tiles = count_tiles(p, &b->v, &b->h);
+    if (b->pixels == 0)
         return;
     const int64_t threads = omp_get_num_threads(), tasks = threads > 1 ? TASKS_A_THREAD * threads : 1;
     const int64_t all = panels(p->columns);
     const int64_t least = p->moments.slices > 0 ? 1 : ceil_div(tasks, all * p->groups);
-    b.blocks = MIN(b.all_tiles, MAX(ceil_div(b.all_tiles, block_tiles(p)), least));
-    const int64_t wanted = ceil_div(tasks, b.blocks * p->groups);
-    b.panel_parts = MIN(all, MAX(wanted, ceil_div(all, most_panels(p))));
-    const int64_t all_tasks = p->groups * b.blocks * b.panel_parts;
+    b->blocks = MIN(b->all_tiles, MAX(ceil_div(b->all_tiles, block_tiles(p)), least));
+    const int64_t wanted = ceil_div(tasks, b->blocks * p->groups);
+    b->panel_parts = MIN(all, MAX(wanted, ceil_div(all, most_panels(p))));
+    const int64_t all_tasks = p->groups * b->blocks * b->panel_parts;
     const int64_t at_once = MAX(1, all_tasks / (2 * TASKS_A_THREAD * threads));
     if (threads == 1) {
         for (int64_t task = 0; task < all_tasks; task++)
@@ -647,7 +647,7 @@ static void product_run(const product *p, void *workspace)
             b.v = axis_phase(&p->v, v, axes);
             b.h = axis_phase(&p->h, h, axes + 2 * p->v.taps);
             list_taps(&b);
-            run_phase(b, packed);
+            run_phase(&b, packed);
         }
 #pragma omp barrier
 }
