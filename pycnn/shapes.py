@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pycnn._kernels import ffi
+
 INT_MAX = 2**31 - 1
 UNSIGNED = {np.dtype(f"i{size}"): np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 FLOAT32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
@@ -595,8 +597,8 @@ def empty(op: str, shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.
         if nbytes < ALIGNED_BYTES:
             return np.empty(shape, dtype)
         memory = np.empty(nbytes + LINE, np.uint8)
-        start = -memory.__array_interface__["data"][0] % LINE
-        return memory[start : start + nbytes].view(dtype).reshape(shape)
+        start = -int(ffi.cast("intptr_t", ffi.from_buffer(memory))) % LINE
+        return np.ndarray(shape, dtype, memory, start)
     except MemoryError:
         raise ValueError(f"[{op}] an array of shape {shape} does not fit into memory") from None
 
