@@ -608,13 +608,12 @@ static void run_phase(block *b, const float *packed)
     const int64_t wanted = ceil_div(tasks, b->blocks * p->groups);
     b->panel_parts = MIN(all, MAX(wanted, ceil_div(all, most_panels(p))));
     const int64_t all_tasks = p->groups * b->blocks * b->panel_parts;
-    const int64_t at_once = MAX(1, all_tasks / (4 * TASKS_A_THREAD * threads));
     if (threads == 1) {
         for (int64_t task = 0; task < all_tasks; task++)
             run_task(b, task, packed);
         return;
     }
-#pragma omp for schedule(dynamic, at_once) nowait
+#pragma omp for schedule(dynamic, MAX(1, all_tasks / (4 * TASKS_A_THREAD * threads))) nowait
     for (int64_t task = 0; task < all_tasks; task++)
         run_task(b, task, packed);
 }
