@@ -206,6 +206,11 @@ def _is_pointwise(g: shapes.Conv2D) -> bool:
     return (g.r, g.s, g.groups) == (1, 1, 1) and not any(padding) and g.n * g.oh * g.ow >= PLANE_PIXELS
 
 
+def _fills_panels(pixels: int) -> bool:
+    """Whether an image's last panel, of two vectors, is full but for an eighth of the pixels."""
+    return pixels >= PLANE_PIXELS and 8 * _whole(pixels, 16) <= 9 * pixels
+
+
 def _planes_path(g: shapes.Conv2D, depthwise: str, planar: str, pointwise: str) -> str | None:
     """The kernel of three that convolves contiguous planes (N, C, H, W) as they are; None: all need others."""
     if _is_depthwise(g):
@@ -231,9 +236,9 @@ def planes_conv2d_backward(
 ) -> bool:  # fmt: skip
     """All gradients on contiguous planes; False as in `planes_conv2d`, with a stride where not depthwise, and of 1x1
     filters on planes that do not fill vectors but for an eighth."""
-    pixels = g.oh * g.ow
-    apart = _is_pointwise(g) and (pixels < PLANE_PIXELS or 8 * _whole(pixels, 16) > 9 * pixels)
-    if apart or not (_is_depthwise(g) or (g.stride_h, g.stride_w) == (1, 1)):
+    if not _is_depthwise(g) and (g.stride_h, g.stride_w) != (1, 1):
+        return False
+    if _is_pointwise(g) and not _fills_panels(g.oh * g.ow):
         return False
     kernel = _planes_path(
         g, "depthwise_conv2d_backward_data", "planar_conv2d_backward_data", "pointwise_conv2d_backward_data"

@@ -137,12 +137,6 @@ static void find_block(const pointwise *p, int64_t number, pixel_block *block)
     }
 }
 
-INLINE void copy_panel(float *to, const float *from)
-{
-    store(to, load(from));
-    store(to + VL, load(from + VL));
-}
-
 /* Some planes, x being where the first one of the first image is, to panels that begin `panel_floats` apart. */
 static void copy_planes(const pixel_block *b, const float *x, int64_t plane, int64_t planes, float *to,
                         int64_t panel_floats)
@@ -151,10 +145,10 @@ static void copy_planes(const pixel_block *b, const float *x, int64_t plane, int
     const int in_line = b->in_line;
     for (int64_t l = 0; l < planes; l++, x += plane, to += PANEL) {
         for (int64_t i = 0; in_line && i < n; i++)
-            copy_panel(to + i * panel_floats, x + first + i * PANEL);
+            copy_panel_row(to + i * panel_floats, x + first + i * PANEL);
         for (int64_t i = 0; !in_line && i < n; i++)
             if (b->panel[i].in_line)
-                copy_panel(to + i * panel_floats, x + b->panel[i].in[0]);
+                copy_panel_row(to + i * panel_floats, x + b->panel[i].in[0]);
             else
                 UNROLL for (int64_t j = 0; j < PANEL; j++)
                     to[i * panel_floats + j] = x[b->panel[i].in[j]];

@@ -162,6 +162,13 @@ INLINE float *packed_panel(const product *p, const strip *s, int64_t panel, floa
     return packed + panel_offset(p, s->chunk, panel) + (s->l0 - s->chunk) * *width;
 }
 
+/* A row of a full panel. */
+INLINE void copy_panel_row(float *to, const float *from)
+{
+    store(to, load(from));
+    store(to + VL, load(from + VL));
+}
+
 /* The last panel of some rows: `columns` of them fill its 1 or 2 vectors, but for the last one's end. */
 INLINE void pack_last(const float *const *rows, int64_t offset, int64_t count, float *to, int64_t columns,
                       const int vectors)
@@ -183,10 +190,8 @@ static void pack_rows(const product *p, const strip *s, const float *const *rows
         for (int64_t l = 0; l < count; l++) {
             const float *from = rows[l] + t * p->w_tap;
             float *to = first + (t * len + l) * PANEL;
-            for (int64_t panel = s->first_panel; panel < full; panel++, to += panel_floats) {
-                store(to, load(from + panel * PANEL));
-                store(to + VL, load(from + panel * PANEL + VL));
-            }
+            for (int64_t panel = s->first_panel; panel < full; panel++, to += panel_floats)
+                copy_panel_row(to, from + panel * PANEL);
         }
         if (full < s->last_panel)
             BY_VECTORS(width / VL, pack_last, rows, t * p->w_tap + full * PANEL, count, last + t * len * width, rest);
@@ -480,10 +485,8 @@ static void copy_panels(const block *b, int64_t first, int64_t count, int64_t l0
         for (int64_t l = 0; l < len; l++) {
             const float *from = w + t * p->w_tap + l * p->w_inner;
             float *to = b->panel + (t * len + l) * PANEL;
-            for (int64_t panel = 0; panel < count; panel++, from += PANEL, to += panel_floats) {
-                store(to, load(from));
-                store(to + VL, load(from + VL));
-            }
+            for (int64_t panel = 0; panel < count; panel++, from += PANEL, to += panel_floats)
+                copy_panel_row(to, from);
         }
 }
 
