@@ -10,7 +10,7 @@ enum { ELEMENT_BLOCK = 4096, SCALE_STRIP = 4 };
     A(sigmoid, vec_sigmoid(x), dy * vec_sigmoid(x) * (1.0f - vec_sigmoid(x)))                                 \
     A(tanh, vec_tanh(x), dy * (1.0f - vec_tanh(x) * vec_tanh(x)))                                             \
     A(elu, where(x <= 0.0f, alpha * vec_expm1_negative(x), x), where(x <= 0.0f, dy * alpha * vec_exp_negative(x), dy)) \
-    A(gelu, x * vec_normal_cdf(x), dy * (vec_normal_cdf(x) + x * 0.3989422804014327f * vec_gauss(x)))         \
+    A(gelu, gelu_value(x), dy * gelu_slope(x))                                                                \
     A(silu, x * vec_sigmoid(x), dy * vec_sigmoid(x) * (1.0f + x * (1.0f - vec_sigmoid(x))))                   \
     A(hard_swish, x * hard_gate(x), where(x <= -3.0f, splat(0), where(x < 3.0f, dy * (x / 3.0f + 0.5f), dy)))
 
@@ -19,6 +19,21 @@ INLINE vec hard_gate(vec x)
 {
     const vec gate = where(x <= -3.0f, splat(0), x + 3.0f);
     return where(gate > 6.0f, splat(6), gate) / 6.0f;
+}
+
+/* x F(x) with the normal distribution function F(x) = 1 - F(-x); below -14, F is 0. */
+INLINE vec gelu_value(vec x)
+{
+    const vec tail = vec_max(splat(-14), -vec_abs(x));
+    return vec_max(splat(0), x) + tail * (vec_normal_tail_ratio(tail) * vec_gauss(tail));
+}
+
+/* F(x) + x F'(x) */
+INLINE vec gelu_slope(vec x)
+{
+    const vec tail = -vec_abs(x);
+    const vec slope = (vec_normal_tail_ratio(tail) + 0.3989422804f * tail) * vec_gauss(tail);
+    return where(x < 0.0f, slope, 1.0f - slope);
 }
 
 #define ACTIVATION_FUNCTIONS(name, forward, backward)                                                         \

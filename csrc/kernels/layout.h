@@ -88,10 +88,25 @@ INLINE void transpose_small(const float *from, int64_t from_row, float *to, int6
         }
 }
 
+/* rows, columns >= SQUARE, likewise. */
+INLINE void transpose_squares(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
+                              int64_t columns)
+{
+    for (int64_t i = 0; i < rows; i += SQUARE)
+        for (int64_t j = 0; j < columns; j += SQUARE) {
+            const int64_t row = MIN(i, rows - SQUARE), column = MIN(j, columns - SQUARE);
+            transpose_square(from + row * from_row + column, from_row, to + column * to_row + row, to_row);
+        }
+}
+
 /* to[j][i] = from[i][j] for any rows and columns. */
 static void transpose_matrix(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
                              int64_t columns)
 {
+    if (rows >= SQUARE && columns >= SQUARE) {
+        transpose_squares(from, from_row, to, to_row, rows, columns);
+        return;
+    }
     if (rows >= 4 && columns >= 4) {
         transpose_small(from, from_row, to, to_row, rows, columns);
         return;

@@ -2,12 +2,13 @@
  *
  *     for each row (shared): its highest element; exponentials and their sum, in y or, where y is streamed, in
  *                            workspace; y, which is that, scaled
- *     rows of up to NARROW columns, VL rows at a time (shared): the same with a row in each lane, transposed and back
+ *     rows of up to NARROW columns, LANES or VL rows at a time (shared): the same with a row in each lane, transposed and
+ *                            back
  *
- * Losses are summed up in double precision: each of at most LOSS_SLICES slices of the rows from its first to its last,
- * then the slices. A gradient argument may be NULL, when only the loss is wanted. */
+ * Losses are summed up in double precision: each of at most LOSS_SLICES slices of the rows, which begin where vectors do,
+ * from its first to its last, then the slices. A gradient argument may be NULL, when only the loss is wanted. */
 
-enum { LOSS_SLICES = 64, NARROW = 32 };
+enum { LOSS_SLICES = 64, SLICE_ROWS = 16, NARROW = 32, LANES = 2 * VL };
 
 /* Without NaN, which the sum of the row's exponentials brings out. */
 static float row_max(const float *x, int64_t columns)
@@ -57,30 +58,55 @@ static void scale_row(float *y, const float *x, float scale, int64_t columns, in
         store_n(y + c, load_n(x + c, columns - c) * scale, columns - c);
 }
 
-/* Of VL rows, a lane each. */
-typedef struct { vec highest, sum; } lane_sums;
+/* Of LANES rows or of VL, a lane each. */
+typedef struct { vec highest[2], sum[2]; } lane_sums;
 
-/* exp_row of VL rows x of up to NARROW columns: y gets a vector for each column. */
-INLINE lane_sums exp_lanes(float *y, const float *x, int64_t columns)
+/* exp_row of vectors * VL rows x of up to NARROW columns: y gets a lane of each row for each column. */
+INLINE lane_sums exp_lanes(float *y, const float *x, int64_t columns, const int vectors)
 {
-    transpose_matrix(x, columns, y, VL, VL, columns);
-    lane_sums s = { load(y), splat(0) };
-    for (int64_t c = 1; c < columns; c++)
-        s.highest = vec_max(load(y + c * VL), s.highest);
-    for (int64_t c = 0; c < columns; c++) {
-        const vec e = vec_exp_negative(load(y + c * VL) - s.highest);
-        store(y + c * VL, e);
-        s.sum = s.sum + e;
+    const int64_t rows = vectors * VL;
+    lane_sums s;
+    transpose_matrix(x, columns, y, rows, rows, columns);
+    UNROLL for (int v = 0; v < vectors; v++) {
+        s.highest[v] = splat(-INFINITY);
+        s.sum[v] = splat(0);
     }
+    for (int64_t c = 0; c < columns; c++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            s.highest[v] = vec_max(load(y + c * rows + v * VL), s.highest[v]);
+    for (int64_t c = 0; c < columns; c++)
+        UNROLL for (int v = 0; v < vectors; v++) {
+            float *at = y + c * rows + v * VL;
+            const vec e = vec_exp_negative(load(at) - s.highest[v]);
+            store(at, e);
+            s.sum[v] = s.sum[v] + e;
+        }
     return s;
 }
 
-/* scale_row of VL rows, of which x has a vector for each column. */
-INLINE void scale_lanes(float *y, float *x, vec scale, int64_t columns)
+/* y = those rows, of which `lanes` has a lane each; they follow each other, so that they may go past the caches. */
+INLINE void store_turned(float *y, const float *lanes, int64_t columns, const int vectors, int past)
 {
+    const int64_t rows = vectors * VL;
+    float turned[NARROW * LANES], *to = past ? turned : y;
+    transpose_matrix(lanes, rows, to, columns, columns, rows);
+    for (int64_t i = 0; past && i < rows * columns; i += VL)
+        STREAM(y + i, load(turned + i));
+}
+
+/* softmax of the same rows. */
+INLINE void softmax_lanes(float *y, const float *x, int64_t columns, const int vectors, int past)
+{
+    float e[NARROW * LANES];
+    lane_sums s = exp_lanes(e, x, columns, vectors);
+    UNROLL for (int v = 0; v < vectors; v++)
+        s.sum[v] = 1.0f / s.sum[v];
     for (int64_t c = 0; c < columns; c++)
-        store(x + c * VL, load(x + c * VL) * scale);
-    transpose_matrix(x, VL, y, columns, columns, VL);
+        UNROLL for (int v = 0; v < vectors; v++) {
+            float *at = e + (c * vectors + v) * VL;
+            store(at, load(at) * s.sum[v]);
+        }
+    store_turned(y, e, columns, vectors, past);
 }
 
 static int64_t softmax_workspace(const void *desc, int64_t threads)
@@ -95,20 +121,21 @@ static void softmax(const void *desc, void *const *args)
     const pycnn_matrix own = *(const pycnn_matrix *)desc, *d = &own;
     float *y = args[0], *spare = (float *)args[2] + omp_get_thread_num() * line_floats(d->columns);
     const float *x = args[1];
-    const int past = streams(y, 2 * d->rows * d->columns, d->columns);
+    const int by_lanes = d->columns <= NARROW;
+    const int past = streams(y, 2 * d->rows * d->columns, by_lanes ? VL : d->columns);
 #pragma omp for schedule(static) nowait
-    for (int64_t first = 0; first < d->rows; first += VL) {
-        const float *from = x + first * d->columns;
-        float *to = y + first * d->columns, lanes[NARROW * VL];
-        if (d->columns <= NARROW && first + VL <= d->rows) {
-            const lane_sums s = exp_lanes(lanes, from, d->columns);
-            scale_lanes(to, lanes, 1.0f / s.sum, d->columns);
-            continue;
-        }
-        for (int64_t i = first; i < MIN(d->rows, first + VL); i++, from += d->columns, to += d->columns) {
-            float *e = past ? spare : to;
-            const float sum = exp_row(e, from, row_max(from, d->columns), d->columns, past);
-            scale_row(to, e, 1.0f / sum, d->columns, past);
+    for (int64_t first = 0; first < d->rows; first += LANES) {
+        int64_t row = first, last = MIN(d->rows, first + LANES);
+        for (; by_lanes && row + LANES <= last; row += LANES)
+            softmax_lanes(y + row * d->columns, x + row * d->columns, d->columns, 2, past);
+        for (; by_lanes && row + VL <= last; row += VL)
+            softmax_lanes(y + row * d->columns, x + row * d->columns, d->columns, 1, past);
+        for (; row < last; row++) {
+            const float *from = x + row * d->columns;
+            const int aligned = past && !by_lanes;
+            float *to = y + row * d->columns, *e = aligned ? spare : to;
+            const float sum = exp_row(e, from, row_max(from, d->columns), d->columns, aligned);
+            scale_row(to, e, 1.0f / sum, d->columns, aligned);
         }
     }
     end_stream(past);
@@ -207,22 +234,29 @@ static double entropy_of_row(const entropy *e, int64_t row, float *spare)
     return weight * (logf(sum) + (highest - z[label]));
 }
 
-/* The losses of VL rows of up to NARROW columns, of labels without smoothing. */
-static double entropy_of_lanes(const entropy *e, int64_t row)
+/* The losses of vectors * VL rows of up to NARROW columns, of labels without smoothing. */
+INLINE double entropy_of_lanes(const entropy *e, int64_t row, const int vectors, int past)
 {
-    float p[NARROW * VL];
-    const lane_sums s = exp_lanes(p, e->logits + row * e->columns, e->columns);
-    vec share;
+    float p[NARROW * LANES], at_label[LANES];
+    const lane_sums s = exp_lanes(p, e->logits + row * e->columns, e->columns, vectors);
+    const int32_t *labels = e->labels + row;
+    for (int64_t i = 0; i < vectors * VL; i++)
+        at_label[i] = e->logits[(row + i) * e->columns + labels[i]];
     double loss = 0;
-    for (int i = 0; i < VL; i++) {
-        const int32_t label = e->labels[row + i];
-        const float weight = row_weight(e, row + i);
-        share[i] = weight / (float)e->rows;
-        p[label * VL + i] -= s.sum[i];
-        loss += weight * (logf(s.sum[i]) + (s.highest[i] - e->logits[(row + i) * e->columns + label]));
+    UNROLL for (int v = 0; v < vectors; v++) {
+        const vec weight = e->weights ? load(e->weights + row + v * VL) : splat(1);
+        const vec losses = weight * (vec_log_from_1(s.sum[v]) + (s.highest[v] - load(at_label + v * VL)));
+        const vec scale = weight / (float)e->rows / s.sum[v];
+        const ivec label = load_int_n(labels + v * VL, VL);
+        for (int64_t c = 0; c < e->columns; c++) {
+            float *at = p + (c * vectors + v) * VL;
+            const vec subtracted = (vec)((ivec)s.sum[v] & (label == (int32_t)c));
+            store(at, (load(at) - subtracted) * scale);
+        }
+        loss += lane_sum(losses);
     }
     if (e->dlogits)
-        scale_lanes(e->dlogits + row * e->columns, p, share / s.sum, e->columns);
+        store_turned(e->dlogits + row * e->columns, p, e->columns, vectors, past);
     return loss;
 }
 
@@ -231,19 +265,22 @@ static double entropy_of_lanes(const entropy *e, int64_t row)
 static void softmax_cross_entropy(const void *desc, void *const *args)
 {
     const pycnn_loss *d = desc;
-    const int past = args[1] && streams(args[1], 2 * d->rows * d->columns, d->columns);
-    const entropy e = { d->rows, d->columns, args[1], args[2], args[4], args[5], args[3], d->parameter, past };
-    const int by_lanes = e.columns <= NARROW && e.labels && e.smoothing == 0.0f;
-    const int64_t slices = MAX(1, MIN(LOSS_SLICES, e.rows / 16));
+    const int by_lanes = d->columns <= NARROW && args[3] && d->parameter == 0;
+    const int past = args[1] && streams(args[1], 2 * d->rows * d->columns, by_lanes ? VL : d->columns);
+    const entropy e = { d->rows, d->columns, args[1], args[2], args[4], args[5], args[3], d->parameter,
+                        past && !by_lanes };
+    const int64_t parts = ceil_div(e.rows, SLICE_ROWS), slices = MAX(1, MIN(LOSS_SLICES, parts));
     double *sums = args[6];
     float *spare = (float *)(sums + LOSS_SLICES) + omp_get_thread_num() * line_floats(e.columns);
 #pragma omp for schedule(static) nowait
     for (int64_t slice = 0; slice < slices; slice++) {
-        const int64_t last = part_start(e.rows, slice + 1, slices);
-        int64_t row = part_start(e.rows, slice, slices);
+        const int64_t last = MIN(e.rows, part_start(parts, slice + 1, slices) * SLICE_ROWS);
+        int64_t row = part_start(parts, slice, slices) * SLICE_ROWS;
         double loss = 0;
+        for (; by_lanes && row + LANES <= last; row += LANES)
+            loss += entropy_of_lanes(&e, row, 2, past);
         for (; by_lanes && row + VL <= last; row += VL)
-            loss += entropy_of_lanes(&e, row);
+            loss += entropy_of_lanes(&e, row, 1, past);
         for (; row < last; row++)
             loss += entropy_of_row(&e, row, spare);
         sums[slice] = loss;
@@ -275,16 +312,6 @@ INLINE element_losses huber_error(vec y, vec t, float delta)
     const ivec near = size <= delta;
     return (element_losses){ where(near, 0.5f * e * e, delta * (size - 0.5f * delta)),
         where(near, e, vec_copysign(splat(delta), e)) };
-}
-
-/* log(1 + x) for x in 0..1 = 2 artanh(x / (2 + x)), whose series ends here at 1e-9. */
-INLINE vec vec_log1p_unit(vec x)
-{
-    const vec t = x / (2.0f + x), s = t * t;
-    vec sum = splat(1.0f / 15);
-    UNROLL for (int odd = 13; odd > 0; odd -= 2)
-        sum = sum * s + 1.0f / (float)odd;
-    return 2.0f * t * sum;
 }
 
 /* max(z, 0) - z t + log(1 + exp(-|z|)) */

@@ -1,4 +1,4 @@
-/* exp and expm1 of what is not positive, tanh, sigmoid and the normal distribution on vectors.
+/* exp and expm1 of what is not positive, tanh, sigmoid, the normal distribution and logarithms on vectors.
  *
  * exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln(2) / 2, and exp(r) - 1 = r + r^2 P(r), the polynomial of
  * Cephes's expf (Moshier). Results below 2^-126 come out with less precision or as 0. All functions but sigmoid reduce
@@ -16,13 +16,12 @@ INLINE exp_parts exp_reduce(vec x)
     const vec n = shifted - shift;
     vec r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
-    vec p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    return (exp_parts){ r + r * r * p, (vec)((uvec)shifted << 23) };
+    /* By halves: five steps of Horner's rule would wait for each other. */
+    const vec r2 = r * r;
+    vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r2 + (8.3334519073e-3f * r + 4.1665795894e-2f);
+    p = p * r2 + (1.6666665459e-1f * r + 5.0000001201e-1f);
+    return (exp_parts){ r + r2 * p, (vec)((uvec)shifted << 23) };
 }
 
 /* exp(x) for x <= 0; from -88.02 on, where n is -127, it is 0. */
@@ -58,16 +57,30 @@ INLINE vec vec_sigmoid(vec x)
 /* exp(-x^2 / 2) */
 INLINE vec vec_gauss(vec x) { return vec_exp_negative(-0.5f * x * x); }
 
-/* The normal distribution function, by erfc of Abramowitz and Stegun 7.1.26 (error 0.75e-7). */
-INLINE vec vec_normal_cdf(vec x)
+/* The normal distribution function over exp(-x^2 / 2) for x <= 0, by erfc of Abramowitz and Stegun 7.1.26 (their
+ * product's error 0.75e-7), also by halves. */
+INLINE vec vec_normal_tail_ratio(vec x)
 {
-    vec z = vec_abs(x) * 0.70710678118654752f;
-    vec t = 1.0f / (1.0f + 0.3275911f * z);
-    vec p = splat(1.061405429f);
-    p = p * t + -1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t + -0.284496736f;
-    p = p * t + 0.254829592f;
-    vec tail = 0.5f * p * t * vec_gauss(x);
-    return where(x < 0.0f, tail, 1.0f - tail);
+    const vec t = 1.0f / (1.0f - 0.231641888f * x), t2 = t * t;
+    const vec p = (0.5307027145f * t - 0.7265760135f) * t2 + (0.7107068705f * t - 0.142248368f);
+    return p * t2 + 0.127414796f * t;
+}
+
+/* log(1 + x) for x in 0..1 = 2 artanh(x / (2 + x)), whose series ends here at 1e-9. */
+INLINE vec vec_log1p_unit(vec x)
+{
+    const vec t = x / (2.0f + x), s = t * t;
+    vec sum = splat(1.0f / 15);
+    UNROLL for (int odd = 13; odd > 0; odd -= 2)
+        sum = sum * s + 1.0f / (float)odd;
+    return 2.0f * t * sum;
+}
+
+/* log(x) for x from 1 on: that of the power of two in x, and of the rest; of infinity and NaN it is NaN. */
+INLINE vec vec_log_from_1(vec x)
+{
+    const ivec bits = (ivec)x;
+    const vec exponent = __builtin_convertvector((bits >> 23) - 127, vec);
+    const vec rest = (vec)((bits & 0x7fffff) | 0x3f800000) - 1.0f;
+    return exponent * 0.693147180559945f + vec_log1p_unit(rest) + (x - x);
 }

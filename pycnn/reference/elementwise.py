@@ -73,8 +73,8 @@ def _normal_cdf(x: float) -> float:
 
 
 def _gelu(x: float, _: float) -> float:
-    """x times the normal distribution function (Hendrycks & Gimpel 2016), in its exact form."""
-    return x * _normal_cdf(x)
+    """x times the normal distribution function (Hendrycks & Gimpel 2016), in its exact form; of minus infinity 0."""
+    return 0.0 if x == -math.inf else x * _normal_cdf(x)
 
 
 def _gelu_backward(dy: float, x: float, _: float) -> float:
