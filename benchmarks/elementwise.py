@@ -44,12 +44,13 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Ours:
-    """A plan on kept arrays. Its images are channels-last, or contiguous and transposed on the way in and out."""
+    """A plan on kept arrays. Its images are channels-last, or contiguous: `image` and `new_image` transpose these on
+    the way in and out, as `ops` does where no kernel takes planes as they are."""
 
     def __init__(self, inputs: dict[str, np.ndarray], channels_last: bool):
         self.builder = PlanBuilder()
         self.results: list[np.ndarray] = []
-        self._last = channels_last
+        self.channels_last = channels_last
         self._inputs = inputs
         self._arrays: dict[str, np.ndarray] = {}
         self._after: list[Callable[[], None]] = []
@@ -65,7 +66,7 @@ class Ours:
         """An input image in the order of the kernels."""
         x = self._inputs[name]
         n, c, h, w = x.shape
-        if self._last:
+        if self.channels_last:
             self._arrays[name] = aligned(x.transpose(0, 2, 3, 1))
             return self.builder.external(name)
         given, nhwc = self.given(name), self.builder.arena(x.size)
@@ -81,7 +82,7 @@ class Ours:
     def new_image(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
         """A resulting image, to be written in the order of the kernels."""
         n, c, h, w = shape
-        if self._last:
+        if self.channels_last:
             buffer = self.new(name, (n, h, w, c), dtype)
             self.results[-1] = self.results[-1].transpose(0, 3, 1, 2)
             return buffer
@@ -151,8 +152,13 @@ def max_pool_backward(shape: tuple[int, ...], kernel: int = 2, stride: int = 2, 
     _, argmax = cnn.ops.max_pool2d(x, kernel, stride=stride, padding=padding)
 
     def ours(o: Ours) -> None:
-        args = [o.image("dy"), o.image("argmax")]
-        calls.pool2d(o.builder, "max_pool2d_backward", g, [o.new_image("dx", shape), *args])
+        if o.channels_last:
+            args = [o.image("dy"), o.image("argmax")]
+            calls.pool2d(o.builder, "max_pool2d_backward", g, [o.new_image("dx", shape), *args])
+        else:
+            planes = shapes.Pool2D(shape[0] * shape[1], 1, *shape[2:], 0, 0, g.oh, g.ow, 1, 1, 0, 0, 1, 1, 1)
+            args = [o.new("dx", shape), o.given("dy"), o.given("argmax")]
+            calls.pool2d(o.builder, "max_pool2d_backward", planes, args)
 
     def peer(t: Tensors) -> list:
         x = t["x"]
@@ -219,7 +225,10 @@ def global_avg_pool_backward(shape: tuple[int, ...]) -> Operation:
     dy = normal(*shape[:2])
 
     def ours(o: Ours) -> None:
-        calls.global_pool2d(o.builder, "global_avg_pool2d_backward", shape, [o.new_image("dx", shape), o.given("dy")])
+        n, c, h, w = shape
+        sizes = shape if o.channels_last else (n * c, 1, 1, h * w)
+        dx = o.new_image("dx", shape) if o.channels_last else o.new("dx", shape)
+        calls.global_pool2d(o.builder, "global_avg_pool2d_backward", sizes, [dx, o.given("dy")])
 
     def peer(t: Tensors) -> list:
         share = t["dy"][:, :, None, None]
@@ -237,10 +246,15 @@ def batch_norm(shape: tuple[int, ...]) -> Operation:
     inputs |= {"running_mean": normal(c), "running_var": normal(c) ** 2}
 
     def ours(o: Ours) -> None:
-        x, y, mean, rstd = o.image("x"), o.new_image("y", shape), o.new("mean", (c,)), o.new("rstd", (c,))
-        variance, running = o.builder.arena(c), [*map(o.given, ("running_mean", "running_var"))]
-        args = [y, mean, rstd, variance, x, *map(o.given, ("gamma", "beta")), *running, None]
-        calls.batch_norm(o.builder, "batch_norm", n * h * w, c, args, training=True, eps=1e-5, momentum=0.9)
+        last = o.channels_last
+        x, y = (o.image("x"), o.new_image("y", shape)) if last else (o.given("x"), o.new("y", shape))
+        mean, rstd, variance = o.new("mean", (c,)), o.new("rstd", (c,)), o.builder.arena(c)
+        gamma, beta, *running = map(o.given, ("gamma", "beta", "running_mean", "running_var"))
+        args, options = [y, mean, rstd, variance, x, gamma, beta, *running], {"training": True, "eps": 1e-5}
+        if last:
+            calls.batch_norm(o.builder, "batch_norm", n * h * w, c, [*args, None], momentum=0.9, **options)
+        else:
+            calls.batch_norm(o.builder, "planar_batch_norm", n * h * w, c, args, plane=h * w, **options)
         calls.running_statistics(o.builder, c, 0.9, [*running, mean, variance])
 
     def peer(t: Tensors) -> list:
@@ -262,10 +276,17 @@ def batch_norm_backward(shape: tuple[int, ...]) -> Operation:
     inputs |= {"mean": mean.astype(np.float32), "rstd": rstd.astype(np.float32)}
 
     def ours(o: Ours) -> None:
-        dx, dgamma, dbeta = o.new_image("dx", shape), o.new("dgamma", (c,)), o.new("dbeta", (c,))
-        args = [dx, dgamma, dbeta, None, o.image("dy"), None, None, o.image("x")]
-        args += map(o.given, ("mean", "rstd", "gamma"))
-        calls.batch_norm(o.builder, "batch_norm_backward", n * h * w, c, args, training=True, eps=1e-5)
+        last = o.channels_last
+        dx = o.new_image("dx", shape) if last else o.new("dx", shape)
+        dgamma, dbeta = o.new("dgamma", (c,)), o.new("dbeta", (c,))
+        dy, x = map(o.image if last else o.given, ("dy", "x"))
+        vectors, options = [*map(o.given, ("mean", "rstd", "gamma"))], {"training": True, "eps": 1e-5}
+        if last:
+            args = [dx, dgamma, dbeta, None, dy, None, None, x, *vectors]
+            calls.batch_norm(o.builder, "batch_norm_backward", n * h * w, c, args, **options)
+        else:
+            args = [dx, dgamma, dbeta, dy, x, *vectors]
+            calls.batch_norm(o.builder, "planar_batch_norm_backward", n * h * w, c, args, plane=h * w, **options)
 
     def peer(t: Tensors) -> list:
         args = (t["dy"], t["x"], t["gamma"], None, None, t["mean"], t["rstd"], True, 1e-5, [True] * 3)

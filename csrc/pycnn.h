@@ -76,6 +76,7 @@ typedef struct { int64_t n, rows, columns; } pycnn_transpose;
  * otherwise the running ones. */
 typedef struct {
     int64_t rows, columns, training, measured;
+    int64_t plane;              /* floats of a contiguous plane, where a kernel goes by planes */
     float eps, momentum;
     pycnn_epilogue epilogue;
 } pycnn_batch_norm;

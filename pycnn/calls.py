@@ -298,7 +298,8 @@ def pool2d(
     max_pool2d_backward goes through the windows of each pixel, unless r is 0: then argmax alone says where they are.
     """
     desc = asdict(g) | ({"epilogue": epilogue} if epilogue else {})
-    b.call(kernel, args, ELEMENT_WORK * math.prod(g.y_shape) * max(g.r * g.s, 1), **desc)
+    elements = math.prod(g.y_shape) * g.r * g.s or math.prod(g.x_shape)
+    b.call(kernel, args, ELEMENT_WORK * elements, **desc)
 
 
 def global_pool2d(b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: list[Buffer]) -> None:
@@ -388,7 +389,7 @@ def batch_norm(
     b: PlanBuilder, kernel: str, rows: int, columns: int, args: list[Optional], *, epilogue: Epilogue | None = None,
     **options: Any,
 ) -> None:  # fmt: skip
-    """`kernel` is batch_norm or batch_norm_backward; options: training, eps, momentum."""
+    """`kernel` is batch_norm or batch_norm_backward, or planar_ of these; options: training, eps, momentum, plane."""
     if epilogue:
         options["epilogue"] = epilogue
     b.call(kernel, args, 2 * ELEMENT_WORK * rows * columns, rows=rows, columns=columns, **options)

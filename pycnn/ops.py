@@ -5,6 +5,7 @@ NHWC) are taken without a copy, and the result has the layout of x (of dy, where
 nested lists are converted. Wrong arguments raise ValueError or TypeError.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any
@@ -242,6 +243,12 @@ def conv_transpose2d_backward(
 # ----------------------------------------------------------------------------------------- pooling
 
 
+def _images_of(shape: tuple[int, ...], last: bool) -> tuple[int, ...]:
+    """The images of a kernel that treats each channel alike: contiguous planes are images of one channel."""
+    n, c, h, w = shape
+    return shape if last else (n * c, 1, h, w)
+
+
 @_plan
 def _max_pool2d_plan(b: PlanBuilder, g: shapes.Pool2D, last: bool) -> None:
     x = _load(b, "x", g.x_shape, last)
@@ -281,11 +288,9 @@ def max_pool2d(
 @_plan
 def _max_pool2d_backward_plan(b: PlanBuilder, x_shape: tuple[int, ...], y_shape: tuple[int, ...], last: bool) -> None:
     # The windows are in argmax, so of the geometry only the sizes count.
-    g = shapes.Pool2D(*x_shape, 0, 0, *y_shape[2:], 1, 1, 0, 0, 1, 1, 1)
-    dy, argmax = _load(b, "dy", g.y_shape, last), _load(b, "argmax", g.y_shape, last)
-    dx, finish = _stored(b, "dx", g.x_shape, last)
-    calls.pool2d(b, "max_pool2d_backward", g, [dx, dy, argmax])
-    finish()
+    images, sizes = _images_of(x_shape, last), y_shape[2:]
+    g = shapes.Pool2D(*images, 0, 0, *sizes, 1, 1, 0, 0, 1, 1, 1)
+    calls.pool2d(b, "max_pool2d_backward", g, [*map(b.external, ("dx", "dy", "argmax"))])
 
 
 def max_pool2d_backward(dy: Any, argmax: Any, input_shape: Any) -> Array:
@@ -382,9 +387,8 @@ def global_avg_pool2d(x: Any) -> Array:
 
 @_plan
 def _global_avg_pool2d_backward_plan(b: PlanBuilder, shape: tuple[int, ...]) -> None:
-    dx, finish = _stored(b, "dx", shape, False)
-    calls.global_pool2d(b, "global_avg_pool2d_backward", shape, [dx, b.external("dy")])
-    finish()
+    n, c, h, w = _images_of(shape, False)
+    calls.global_pool2d(b, "global_avg_pool2d_backward", (n, c, 1, h * w), [b.external("dx"), b.external("dy")])
 
 
 def global_avg_pool2d_backward(dy: Any, input_shape: Any) -> Array:
@@ -649,18 +653,18 @@ def _batch_norm_plan(
     b: PlanBuilder, shape: tuple[int, ...], last: bool, training: bool, momentum: float, eps: float
 ) -> None:
     rows, columns = shapes.batch_norm("batch_norm", shape, {})
-    rank4 = len(shape) == 4
-    x = _load(b, "x", shape, last) if rank4 else b.external("x")
-    y, finish = _stored(b, "y", shape, last) if rank4 else (b.external("y"), lambda: None)
-    mean, rstd, gamma, beta, *running = map(
-        b.external, ("mean", "rstd", "gamma", "beta", "running_mean", "running_var")
+    y, mean, rstd, x, gamma, beta, *running = map(
+        b.external, ("y", "mean", "rstd", "x", "gamma", "beta", "running_mean", "running_var")
     )
     variance = b.arena(columns)
-    args = [y, mean, rstd, variance, x, gamma, beta, *running, None]
-    calls.batch_norm(b, "batch_norm", rows, columns, args, training=training, eps=eps, momentum=momentum)
+    args = [y, mean, rstd, variance, x, gamma, beta, *running]
+    options = {"training": training, "eps": eps, "momentum": momentum}
+    if last or len(shape) == 2:
+        calls.batch_norm(b, "batch_norm", rows, columns, [*args, None], **options)
+    else:
+        calls.batch_norm(b, "planar_batch_norm", rows, columns, args, plane=math.prod(shape[2:]), **options)
     if training:
         calls.running_statistics(b, columns, momentum, [*running, mean, variance])
-    finish()
 
 
 def batch_norm(
@@ -706,13 +710,14 @@ def batch_norm(
 @_plan
 def _batch_norm_backward_plan(b: PlanBuilder, shape: tuple[int, ...], last: bool, training: bool, eps: float) -> None:
     rows, columns = shapes.batch_norm("batch_norm_backward", shape, {})
-    rank4 = len(shape) == 4
-    x, dy = (_load(b, name, shape, last) if rank4 else b.external(name) for name in ("x", "dy"))
-    dx, finish = _stored(b, "dx", shape, last) if rank4 else (b.external("dx"), lambda: None)
-    args = [dx, b.external("dgamma"), b.external("dbeta"), None, dy, None, None, x]
-    args += map(b.external, ("mean", "rstd", "gamma"))
-    calls.batch_norm(b, "batch_norm_backward", rows, columns, args, training=training, eps=eps)
-    finish()
+    dx, dgamma, dbeta, dy, *inputs = map(b.external, ("dx", "dgamma", "dbeta", "dy", "x", "mean", "rstd", "gamma"))
+    options = {"training": training, "eps": eps}
+    if last or len(shape) == 2:
+        args = [dx, dgamma, dbeta, None, dy, None, None, *inputs]
+        calls.batch_norm(b, "batch_norm_backward", rows, columns, args, **options)
+    else:
+        args, plane = [dx, dgamma, dbeta, dy, *inputs], math.prod(shape[2:])
+        calls.batch_norm(b, "planar_batch_norm_backward", rows, columns, args, plane=plane, **options)
 
 
 def batch_norm_backward(dy: Any, cache: BatchNormCache) -> tuple[Array, Array, Array]:

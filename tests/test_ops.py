@@ -1224,6 +1224,8 @@ def check_batch_norm(x, gamma, beta, running_mean, running_var, tolerance=2e-6, 
         (3, VL - 1, 3, 1),
         (1, 2 * VL + 1, 5, 7),
         (4, 2, 13, 11),
+        (3, 2, 34, 33),
+        (2, 3, 8, 4 * VL),
         (150, 4 * VL + 1),
     ],
     ids=label,
@@ -1236,11 +1238,12 @@ def test_batch_norm_and_its_twin(shape, training, layout):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_of_a_large_mean(training):
+@layouts
+def test_batch_norm_of_a_large_mean(training, layout):
     """At mean 100 and deviation 1, x itself carries a rounding error of 4e-6."""
     x, gamma, beta, _, _ = batch_norm_arrays((8, 5, 9, 8), mean=100.0)
     running = np.full(5, 100, np.float32), np.ones(5, np.float32)
-    check_batch_norm(x, gamma, beta, *running, training=training, tolerance=1e-5)
+    check_batch_norm(layout(x), gamma, beta, *running, training=training, tolerance=1e-5)
 
 
 def test_batch_norm_of_equal_values():

@@ -63,6 +63,24 @@ def batch_norm(backward):
     return build, inputs, (rows, COLUMNS)
 
 
+def planar_batch_norm(backward):
+    n, c, h, w = shape = images(3, 64, FLOATS // 2)
+    inputs = {"x": normal(shape)} | {name: 1 + normal(c, name) ** 2 for name in ("gamma", "mean", "rstd")}
+    if backward:
+        inputs["dy"] = normal(shape, "dy")
+
+    def build(b):
+        options = {"training": True, "eps": 1e-5, "plane": h * w}
+        if backward:
+            args = [b.external("out"), b.arena(c), b.arena(c), *map(b.external, ("dy", "x", "mean", "rstd", "gamma"))]
+            calls.batch_norm(b, "planar_batch_norm_backward", n * h * w, c, args, **options)
+        else:
+            args = [b.external("out"), *(b.arena(c) for _ in range(3)), *map(b.external, ("x", "gamma", "mean"))]
+            calls.batch_norm(b, "planar_batch_norm", n * h * w, c, [*args, None, None], **options)
+
+    return build, inputs, shape
+
+
 def pool_backward(kernel):
     shape = images(COLUMNS, 60, FLOATS)
     g = shapes.pool2d("max_pool2d", shape, 3, stride=2, padding=1)
@@ -79,13 +97,13 @@ def pool_backward(kernel):
     return build, inputs, (shape[0], 60, 60, COLUMNS)
 
 
-def global_pool_backward():
-    shape = images(COLUMNS, 60, FLOATS)
+def global_pool_backward(channels):
+    shape = images(channels, 60, FLOATS)
 
     def build(b):
         calls.global_pool2d(b, "global_avg_pool2d_backward", shape, [b.external("out"), b.external("dy")])
 
-    return build, {"dy": normal(shape[:2])}, (shape[0], 60, 60, COLUMNS)
+    return build, {"dy": normal(shape[:2])}, (shape[0], 60, 60, channels)
 
 
 def by_rows(kernel, columns):
@@ -111,9 +129,12 @@ CASES = {
     "add": add,
     "batch norm": lambda: batch_norm(False),
     "batch norm backward": lambda: batch_norm(True),
+    "batch norm of planes": lambda: planar_batch_norm(False),
+    "batch norm of planes backward": lambda: planar_batch_norm(True),
     "max pool backward": lambda: pool_backward("max_pool2d_backward"),
     "average pool backward": lambda: pool_backward("avg_pool2d_backward"),
-    "global average pool backward": global_pool_backward,
+    "global average pool backward": lambda: global_pool_backward(COLUMNS),
+    "global average pool of planes backward": lambda: global_pool_backward(1),
     "softmax": lambda: by_rows("softmax", 16 * VL),
     "softmax of few columns": lambda: by_rows("softmax", 10),
     "cross entropy": lambda: by_rows("softmax_cross_entropy", 16 * VL),

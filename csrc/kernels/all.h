@@ -20,6 +20,7 @@
 #include "resize.h"
 #include "elementwise.h"
 #include "norm.h"
+#include "planar_norm.h"
 #include "loss.h"
 #include "optimizer.h"
 #include "peak.h"

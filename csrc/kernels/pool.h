@@ -212,6 +212,13 @@ static void max_backward_overlapping(const pycnn_pool2d *desc, float *dx, const 
 
 enum { SCATTER_STRIP = 4 * VL };
 
+static void scatter_plane(float *dx, int64_t inputs, const float *dy, const int32_t *argmax, int64_t outputs)
+{
+    memset(dx, 0, sizeof(float) * (size_t)inputs);
+    for (int64_t i = 0; i < outputs; i++)
+        dx[argmax[i]] += dy[i];
+}
+
 static void max_backward_anywhere(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax)
 {
     const int64_t channels = d->c, strips = ceil_div(channels, SCATTER_STRIP);
@@ -220,9 +227,12 @@ static void max_backward_anywhere(const pycnn_pool2d *d, float *dx, const float 
         const int64_t image = task / strips, c0 = task % strips * SCATTER_STRIP;
         const int64_t c1 = MIN(channels, c0 + SCATTER_STRIP), first = image * d->oh * d->ow;
         float *to = dx + image * d->h * d->w * channels;
+        if (channels == 1) {
+            scatter_plane(to, d->h * d->w, dy + first, argmax + first, d->oh * d->ow);
+            continue;
+        }
         for (int64_t pixel = 0; pixel < d->h * d->w; pixel++)
-            for (int64_t c = c0; c < c1; c += VL)
-                store_n(to + pixel * channels + c, splat(0), c1 - c);
+            clear_floats(to + pixel * channels + c0, c1 - c0);
         for (int64_t pixel = first; pixel < first + d->oh * d->ow; pixel++)
             for (int64_t c = c0; c < c1; c++)
                 to[argmax[pixel * channels + c] * channels + c] += dy[pixel * channels + c];
@@ -468,23 +478,29 @@ static void global_avg_pool2d(const void *desc, void *const *args)
 }
 
 /* dx, dy (N, C): the first pixel of each row is computed, the others are copies of those before, unless dx is
- * streamed. */
+ * streamed or the pixels have one channel. */
 static void global_avg_pool2d_backward(const void *desc, void *const *args)
 {
     const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
     float *dx = args[0];
     const float *dy = args[1];
     const int64_t channels = d->c, width = d->w * channels;
-    const int past = streams_inputs(d, dx, 0);
+    const float pixels = (float)(d->h * d->w);
+    const int past = streams(dx, d->n * d->h * width, channels == 1 ? width : channels);
 #pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < d->n * d->h; row++) {
         float *to = dx + row * width;
+        const float *from = dy + row / d->h * channels;
         const int64_t computed = past ? width : channels;
+        if (channels == 1) {
+            const vec gradient = splat(*from / pixels);
+            for (int64_t i = 0; i < width; i += VL)
+                put_n(to + i, gradient, width - i, past);
+            continue;
+        }
         for (int64_t first = 0; first < computed; first += channels)
-            for (int64_t c = 0; c < channels; c += VL) {
-                const vec gradient = load_n(dy + row / d->h * channels + c, channels - c);
-                put_n(to + first + c, gradient / (float)(d->h * d->w), channels - c, past);
-            }
+            for (int64_t c = 0; c < channels; c += VL)
+                put_n(to + first + c, load_n(from + c, channels - c) / pixels, channels - c, past);
         for (int64_t done = computed; done < width; done *= 2)
             memcpy(to + done, to, sizeof(float) * (size_t)MIN(done, width - done));
     }
