@@ -131,8 +131,12 @@ def max_pool(shape: tuple[int, ...], kernel: int = 2, stride: int = 2, padding: 
     x = normal(*shape)
 
     def ours(o: Ours) -> None:
-        image, y = o.image("x"), o.new_image("y", g.y_shape)
-        calls.pool2d(o.builder, "max_pool2d", g, [y, o.new_image("argmax", g.y_shape, np.int32), image])
+        if o.channels_last or kernel != 2:
+            image, y = o.image("x"), o.new_image("y", g.y_shape)
+            calls.pool2d(o.builder, "max_pool2d", g, [y, o.new_image("argmax", g.y_shape, np.int32), image])
+        else:
+            y, argmax = o.new("y", g.y_shape), o.new("argmax", g.y_shape, np.int32)
+            calls.planar_max_pool2d(o.builder, g, y, argmax, o.given("x"))
 
     def peer(t: Tensors) -> list:
         args = (t["x"], kernel, stride, padding)
@@ -156,9 +160,9 @@ def max_pool_backward(shape: tuple[int, ...], kernel: int = 2, stride: int = 2, 
             args = [o.image("dy"), o.image("argmax")]
             calls.pool2d(o.builder, "max_pool2d_backward", g, [o.new_image("dx", shape), *args])
         else:
-            planes = shapes.Pool2D(shape[0] * shape[1], 1, *shape[2:], 0, 0, g.oh, g.ow, 1, 1, 0, 0, 1, 1, 1)
+            windows = shapes.Pool2D(*shape, 0, 0, g.oh, g.ow, 1, 1, 0, 0, 1, 1, 1)  # in argmax
             args = [o.new("dx", shape), o.given("dy"), o.given("argmax")]
-            calls.pool2d(o.builder, "max_pool2d_backward", planes, args)
+            calls.pool2d(o.builder, "planar_max_pool2d_backward", windows, args)
 
     def peer(t: Tensors) -> list:
         x = t["x"]

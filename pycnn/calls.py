@@ -302,6 +302,24 @@ def pool2d(
     b.call(kernel, args, ELEMENT_WORK * elements, **desc)
 
 
+def planar_max_pool2d(b: PlanBuilder, g: shapes.Pool2D, y: Buffer, argmax: Buffer, x: Buffer) -> bool:
+    """Max pooling of contiguous planes; False, and no call, where windows are not of 2 x 2 side by side."""
+    windows = (g.r, g.s, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.pad_h, g.pad_w) == (
+        2,
+        2,
+        2,
+        2,
+        1,
+        1,
+        0,
+        0,
+    )
+    inside = 2 * g.oh <= g.h and 2 * g.ow <= g.w
+    if windows and inside:
+        pool2d(b, "planar_max_pool2d", g, [y, argmax, x])
+    return windows and inside
+
+
 def global_pool2d(b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: list[Buffer]) -> None:
     n, c, h, w = shape
     b.call(kernel, args, ELEMENT_WORK * math.prod(shape), n=n, c=c, h=h, w=w)

@@ -243,14 +243,10 @@ def conv_transpose2d_backward(
 # ----------------------------------------------------------------------------------------- pooling
 
 
-def _images_of(shape: tuple[int, ...], last: bool) -> tuple[int, ...]:
-    """The images of a kernel that treats each channel alike: contiguous planes are images of one channel."""
-    n, c, h, w = shape
-    return shape if last else (n * c, 1, h, w)
-
-
 @_plan
 def _max_pool2d_plan(b: PlanBuilder, g: shapes.Pool2D, last: bool) -> None:
+    if not last and calls.planar_max_pool2d(b, g, *map(b.external, ("y", "argmax", "x"))):
+        return
     x = _load(b, "x", g.x_shape, last)
     y, finish_y = _stored(b, "y", g.y_shape, last)
     argmax, finish_argmax = _stored(b, "argmax", g.y_shape, last)
@@ -288,9 +284,9 @@ def max_pool2d(
 @_plan
 def _max_pool2d_backward_plan(b: PlanBuilder, x_shape: tuple[int, ...], y_shape: tuple[int, ...], last: bool) -> None:
     # The windows are in argmax, so of the geometry only the sizes count.
-    images, sizes = _images_of(x_shape, last), y_shape[2:]
-    g = shapes.Pool2D(*images, 0, 0, *sizes, 1, 1, 0, 0, 1, 1, 1)
-    calls.pool2d(b, "max_pool2d_backward", g, [*map(b.external, ("dx", "dy", "argmax"))])
+    g = shapes.Pool2D(*x_shape, 0, 0, *y_shape[2:], 1, 1, 0, 0, 1, 1, 1)
+    kernel = "max_pool2d_backward" if last else "planar_max_pool2d_backward"
+    calls.pool2d(b, kernel, g, [*map(b.external, ("dx", "dy", "argmax"))])
 
 
 def max_pool2d_backward(dy: Any, argmax: Any, input_shape: Any) -> Array:
@@ -387,8 +383,9 @@ def global_avg_pool2d(x: Any) -> Array:
 
 @_plan
 def _global_avg_pool2d_backward_plan(b: PlanBuilder, shape: tuple[int, ...]) -> None:
-    n, c, h, w = _images_of(shape, False)
-    calls.global_pool2d(b, "global_avg_pool2d_backward", (n, c, 1, h * w), [b.external("dx"), b.external("dy")])
+    n, c, h, w = shape
+    planes = n * c, 1, 1, h * w  # images of one channel
+    calls.global_pool2d(b, "global_avg_pool2d_backward", planes, [b.external("dx"), b.external("dy")])
 
 
 def global_avg_pool2d_backward(dy: Any, input_shape: Any) -> Array:

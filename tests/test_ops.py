@@ -773,6 +773,27 @@ def test_max_pooling_of_nan_and_infinities(channels, layout):
     np.testing.assert_array_equal(argmax[0, 0], [[0, 1], [3, 4]])
 
 
+@layouts
+@pytest.mark.parametrize("width", [2, 3, VL, 2 * VL - 2, 2 * VL, 2 * VL + 1, 5 * VL + 2])
+@pytest.mark.parametrize("height", [2, 5])
+def test_windows_of_two_by_two_side_by_side(height, width, layout):
+    """Contiguous planes go through kernels of their own. Rounded values have ties; NaN beats every number."""
+    x = np.round(normal((2, 3, height, width)))
+    check_max_pool(layout(x), 2, {})
+    x[generator("NaN").random(x.shape) < 0.2] = NAN
+    check_max_pool(layout(x), 2, {"stride": 2})
+
+
+@layouts
+@pytest.mark.parametrize("changed", [(0, 0), (0, -1), (-1, 0), (-1, -1)], ids=label)
+def test_max_pool_backward_where_one_place_is_not_in_its_window(changed, layout):
+    """The sizes are those of 2 x 2 windows, which all others keep to; two gradients meet in one place."""
+    x = normal((2, 3, 6, 2 * VL + 6))
+    y, argmax = ops.max_pool2d(x, 2)
+    argmax[1, 2, *changed] = argmax[1, 2, 1, 1]
+    check("max_pool2d_backward", layout(normal(y.shape, "dy")), argmax, x.shape)
+
+
 def test_max_pool_backward_adds_up_overlapping_windows():
     dy, argmax = np.ones((1, 1, 2, 2), np.float32), np.full((1, 1, 2, 2), 4, np.int32)
     dx = ops.max_pool2d_backward(dy, argmax, (1, 1, 3, 3))

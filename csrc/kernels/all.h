@@ -17,6 +17,7 @@
 #include "depthwise.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "planar_pool.h"
 #include "resize.h"
 #include "elementwise.h"
 #include "norm.h"

@@ -212,13 +212,6 @@ static void max_backward_overlapping(const pycnn_pool2d *desc, float *dx, const 
 
 enum { SCATTER_STRIP = 4 * VL };
 
-static void scatter_plane(float *dx, int64_t inputs, const float *dy, const int32_t *argmax, int64_t outputs)
-{
-    memset(dx, 0, sizeof(float) * (size_t)inputs);
-    for (int64_t i = 0; i < outputs; i++)
-        dx[argmax[i]] += dy[i];
-}
-
 static void max_backward_anywhere(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax)
 {
     const int64_t channels = d->c, strips = ceil_div(channels, SCATTER_STRIP);
@@ -227,10 +220,6 @@ static void max_backward_anywhere(const pycnn_pool2d *d, float *dx, const float 
         const int64_t image = task / strips, c0 = task % strips * SCATTER_STRIP;
         const int64_t c1 = MIN(channels, c0 + SCATTER_STRIP), first = image * d->oh * d->ow;
         float *to = dx + image * d->h * d->w * channels;
-        if (channels == 1) {
-            scatter_plane(to, d->h * d->w, dy + first, argmax + first, d->oh * d->ow);
-            continue;
-        }
         for (int64_t pixel = 0; pixel < d->h * d->w; pixel++)
             clear_floats(to + pixel * channels + c0, c1 - c0);
         for (int64_t pixel = first; pixel < first + d->oh * d->ow; pixel++)
@@ -494,8 +483,9 @@ static void global_avg_pool2d_backward(const void *desc, void *const *args)
         const int64_t computed = past ? width : channels;
         if (channels == 1) {
             const vec gradient = splat(*from / pixels);
+            const int64_t n = MIN(VL, width);
             for (int64_t i = 0; i < width; i += VL)
-                put_n(to + i, gradient, width - i, past);
+                put_n(to + MIN(i, width - n), gradient, n, past);
             continue;
         }
         for (int64_t first = 0; first < computed; first += channels)

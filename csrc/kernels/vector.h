@@ -123,6 +123,31 @@ INLINE ivec lanes_below(int64_t n)
     return lane < (int32_t)n;
 }
 
+/* The even and the odd lanes of a and b, and back: a0 b0 a1 b1 ... */
+#if defined(__clang__)
+#define LANES_OF(name, from) \
+    INLINE vec name(vec a, vec b) \
+    { \
+        vec to = { 0 }; \
+        UNROLL for (int i = 0; i < VL; i++) \
+            to[i] = (from) < VL ? a[(from) % VL] : b[(from) % VL]; \
+        return to; \
+    }
+#else
+#define LANES_OF(name, from) \
+    INLINE vec name(vec a, vec b) \
+    { \
+        ivec lanes = { 0 }; \
+        UNROLL for (int i = 0; i < VL; i++) \
+            lanes[i] = from; \
+        return __builtin_shuffle(a, b, lanes); \
+    }
+#endif
+LANES_OF(even_lanes, 2 * i)
+LANES_OF(odd_lanes, 2 * i + 1)
+LANES_OF(low_pairs, i / 2 + i % 2 * VL)
+LANES_OF(high_pairs, i / 2 + VL / 2 + i % 2 * VL)
+
 /* Each lane gets lane l of the 2^i lanes that it is one of; both are constants. */
 #if defined(__clang__)
 INLINE vec spread_lane(vec v, const int lanes, const int l)

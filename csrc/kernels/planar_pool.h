@@ -1,0 +1,117 @@
+/* Max pooling of contiguous planes (N, C, H, W), vectors along a row of outputs.
+ *
+ * Forward, windows of 2 x 2 side by side without padding: for each plane (shared among threads), row of outputs, vector
+ *            of them: the even and the odd floats of two rows of x, in the order of the window.
+ * Backward, whatever the windows were: for each plane (shared among threads): if it is twice as high and wide as dy, row
+ *            by row as if the windows had been those of forward; at the first argmax that was not in such a window, or
+ *            otherwise, all of the plane is cleared, and each gradient goes where its argmax says. */
+
+/* The even and the odd of 2 n floats, n <= VL. */
+typedef struct { vec even, odd; } lane_pairs;
+
+INLINE lane_pairs load_pairs(const float *p, int64_t n)
+{
+    const vec low = load_n(p, 2 * n), high = 2 * n > VL ? load_n(p + VL, 2 * n - VL) : splat(0);
+    return (lane_pairs){ even_lanes(low, high), odd_lanes(low, high) };
+}
+
+INLINE void store_pairs(float *p, lane_pairs v, int64_t n)
+{
+    store_n(p, low_pairs(v.even, v.odd), 2 * n);
+    if (2 * n > VL)
+        store_n(p + VL, high_pairs(v.even, v.odd), 2 * n - VL);
+}
+
+/* 0, 2, 4, ...: the columns of a vector of windows, from the first one's. */
+INLINE ivec window_columns(void)
+{
+    ivec column;
+    for (int i = 0; i < VL; i++)
+        column[i] = 2 * i;
+    return column;
+}
+
+/* As max_vector in pool.h: a value replaces the maximum when it is greater or NaN. */
+INLINE void take_greater(vec *best, ivec *where_best, vec value, ivec place)
+{
+    const ivec better = (value > *best) | (value != value);
+    *best = where(better, value, *best);
+    *where_best = where_int(better, place, *where_best);
+}
+
+/* y, argmax (int32, h * W + w), x */
+static void planar_max_pool2d(const void *desc, void *const *args)
+{
+    const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
+    const int32_t width = (int32_t)d->w;
+#pragma omp for schedule(static)
+    for (int64_t plane = 0; plane < d->n * d->c; plane++)
+        for (int64_t oh = 0; oh < d->oh; oh++) {
+            const float *top = (const float *)args[2] + (plane * d->h + 2 * oh) * d->w;
+            const int64_t row = (plane * d->oh + oh) * d->ow;
+            for (int64_t ow = 0; ow < d->ow; ow += VL) {
+                const int64_t n = MIN(VL, d->ow - ow);
+                const lane_pairs above = load_pairs(top + 2 * ow, n), below = load_pairs(top + d->w + 2 * ow, n);
+                const ivec first = window_columns() + (int32_t)(2 * oh * d->w + 2 * ow);
+                vec best = above.even;
+                ivec place = first;
+                take_greater(&best, &place, above.odd, first + 1);
+                take_greater(&best, &place, below.even, first + width);
+                take_greater(&best, &place, below.odd, first + width + 1);
+                store_n((float *)args[0] + row + ow, best, n);
+                store_int_n((int32_t *)args[1] + row + ow, place, n);
+            }
+        }
+}
+
+INLINE int any_lane(ivec mask)
+{
+    int any = 0;
+    UNROLL for (int i = 0; i < VL; i++)
+        any |= mask[i];
+    return any;
+}
+
+/* A plane of dx from 2 x 2 windows; returns whether all places in argmax lie in theirs. */
+INLINE int share_out_pairs(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax)
+{
+    const int32_t width = (int32_t)d->w;
+    ivec outside = splat_int(0);
+    for (int64_t oh = 0; oh < d->oh; oh++) {
+        float *top = dx + 2 * oh * d->w;
+        for (int64_t ow = 0; ow < d->ow; ow += VL) {
+            const int64_t at = oh * d->ow + ow, n = MIN(VL, d->ow - ow);
+            const ivec first = window_columns() + (int32_t)(2 * oh * d->w + 2 * ow);
+            const ivec from = load_int_n(argmax + at, n) - first, gradient = (ivec)load_n(dy + at, n);
+            const ivec a = from == 0, b = from == 1, c = from == width, e = from == width + 1;
+            outside |= ~(a | b | c | e) & lanes_below(n);
+            store_pairs(top + 2 * ow, (lane_pairs){ (vec)(a & gradient), (vec)(b & gradient) }, n);
+            store_pairs(top + d->w + 2 * ow, (lane_pairs){ (vec)(c & gradient), (vec)(e & gradient) }, n);
+        }
+        if (d->w > 2 * d->ow)
+            top[2 * d->ow] = top[d->w + 2 * d->ow] = 0;
+        if (oh == 0 && any_lane(outside))
+            return 0;
+    }
+    clear_floats(dx + 2 * d->oh * d->w, (d->h - 2 * d->oh) * d->w);
+    return !any_lane(outside);
+}
+
+/* dx, dy, argmax */
+static void planar_max_pool2d_backward(const void *desc, void *const *args)
+{
+    const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
+    const int64_t inputs = d->h * d->w, outputs = d->oh * d->ow;
+    const int pairs = d->h / 2 == d->oh && d->w / 2 == d->ow;
+#pragma omp for schedule(static)
+    for (int64_t plane = 0; plane < d->n * d->c; plane++) {
+        float *dx = (float *)args[0] + plane * inputs;
+        const float *dy = (const float *)args[1] + plane * outputs;
+        const int32_t *argmax = (const int32_t *)args[2] + plane * outputs;
+        if (pairs && share_out_pairs(d, dx, dy, argmax))
+            continue;
+        memset(dx, 0, sizeof(float) * (size_t)inputs);
+        for (int64_t i = 0; i < outputs; i++)
+            dx[argmax[i]] += dy[i];
+    }
+}
