@@ -775,7 +775,7 @@ def test_max_pooling_of_nan_and_infinities(channels, layout):
 
 @layouts
 @pytest.mark.parametrize("width", [2, 3, VL, 2 * VL - 2, 2 * VL, 2 * VL + 1, 5 * VL + 2])
-@pytest.mark.parametrize("height", [2, 5])
+@pytest.mark.parametrize("height", [2, 5, 6])
 def test_windows_of_two_by_two_side_by_side(height, width, layout):
     """Contiguous planes go through kernels of their own. Rounded values have ties; NaN beats every number."""
     x = np.round(normal((2, 3, height, width)))

@@ -6,29 +6,34 @@
  *            by row as if the windows had been those of forward; at the first argmax that was not in such a window, or
  *            otherwise, all of the plane is cleared, and each gradient goes where its argmax says. */
 
+/* The windows of a vector: 2 n floats of two rows of x, of which those after a vector lie `high` floats from the first;
+ * their columns, from the first one's place. Where rows have as many floats as a vector lanes, it has two rows of
+ * windows. */
+typedef struct { int64_t rows, high; ivec column; } window_vectors;
+
+static window_vectors vectors_of(const pycnn_pool2d *d)
+{
+    const int folds = d->w == VL && d->ow == VL / 2;
+    window_vectors v = { .rows = folds ? 2 : 1, .high = folds ? 2 * d->w : VL };
+    for (int i = 0; i < VL; i++)
+        v.column[i] = folds && i >= VL / 2 ? 2 * i - VL + 2 * (int32_t)d->w : 2 * i;
+    return v;
+}
+
 /* The even and the odd of 2 n floats, n <= VL. */
 typedef struct { vec even, odd; } lane_pairs;
 
-INLINE lane_pairs load_pairs(const float *p, int64_t n)
+INLINE lane_pairs load_pairs(const float *p, int64_t high, int64_t n)
 {
-    const vec low = load_n(p, 2 * n), high = 2 * n > VL ? load_n(p + VL, 2 * n - VL) : splat(0);
-    return (lane_pairs){ even_lanes(low, high), odd_lanes(low, high) };
+    const vec a = load_n(p, 2 * n), b = 2 * n > VL ? load_n(p + high, 2 * n - VL) : splat(0);
+    return (lane_pairs){ even_lanes(a, b), odd_lanes(a, b) };
 }
 
-INLINE void store_pairs(float *p, lane_pairs v, int64_t n)
+INLINE void store_pairs(float *p, int64_t high, lane_pairs v, int64_t n)
 {
     store_n(p, low_pairs(v.even, v.odd), 2 * n);
     if (2 * n > VL)
-        store_n(p + VL, high_pairs(v.even, v.odd), 2 * n - VL);
-}
-
-/* 0, 2, 4, ...: the columns of a vector of windows, from the first one's. */
-INLINE ivec window_columns(void)
-{
-    ivec column;
-    for (int i = 0; i < VL; i++)
-        column[i] = 2 * i;
-    return column;
+        store_n(p + high, high_pairs(v.even, v.odd), 2 * n - VL);
 }
 
 /* As max_vector in pool.h: a value replaces the maximum when it is greater or NaN. */
@@ -44,22 +49,24 @@ static void planar_max_pool2d(const void *desc, void *const *args)
 {
     const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
     const int32_t width = (int32_t)d->w;
+    const window_vectors v = vectors_of(d);
 #pragma omp for schedule(static)
     for (int64_t plane = 0; plane < d->n * d->c; plane++)
-        for (int64_t oh = 0; oh < d->oh; oh++) {
+        for (int64_t oh = 0; oh < d->oh; oh += v.rows) {
             const float *top = (const float *)args[2] + (plane * d->h + 2 * oh) * d->w;
-            const int64_t row = (plane * d->oh + oh) * d->ow;
-            for (int64_t ow = 0; ow < d->ow; ow += VL) {
-                const int64_t n = MIN(VL, d->ow - ow);
-                const lane_pairs above = load_pairs(top + 2 * ow, n), below = load_pairs(top + d->w + 2 * ow, n);
-                const ivec first = window_columns() + (int32_t)(2 * oh * d->w + 2 * ow);
+            const int64_t row = (plane * d->oh + oh) * d->ow, windows = MIN(v.rows, d->oh - oh) * d->ow;
+            for (int64_t i = 0; i < windows; i += VL) {
+                const int64_t n = MIN(VL, windows - i);
+                const lane_pairs above = load_pairs(top + 2 * i, v.high, n);
+                const lane_pairs below = load_pairs(top + d->w + 2 * i, v.high, n);
+                const ivec first = v.column + (int32_t)(2 * oh * d->w + 2 * i);
                 vec best = above.even;
                 ivec place = first;
                 take_greater(&best, &place, above.odd, first + 1);
                 take_greater(&best, &place, below.even, first + width);
                 take_greater(&best, &place, below.odd, first + width + 1);
-                store_n((float *)args[0] + row + ow, best, n);
-                store_int_n((int32_t *)args[1] + row + ow, place, n);
+                store_n((float *)args[0] + row + i, best, n);
+                store_int_n((int32_t *)args[1] + row + i, place, n);
             }
         }
 }
@@ -73,20 +80,22 @@ INLINE int any_lane(ivec mask)
 }
 
 /* A plane of dx from 2 x 2 windows; returns whether all places in argmax lie in theirs. */
-INLINE int share_out_pairs(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax)
+INLINE int share_out_pairs(const pycnn_pool2d *d, const window_vectors *v, float *dx, const float *dy,
+                           const int32_t *argmax)
 {
     const int32_t width = (int32_t)d->w;
     ivec outside = splat_int(0);
-    for (int64_t oh = 0; oh < d->oh; oh++) {
+    for (int64_t oh = 0; oh < d->oh; oh += v->rows) {
         float *top = dx + 2 * oh * d->w;
-        for (int64_t ow = 0; ow < d->ow; ow += VL) {
-            const int64_t at = oh * d->ow + ow, n = MIN(VL, d->ow - ow);
-            const ivec first = window_columns() + (int32_t)(2 * oh * d->w + 2 * ow);
+        const int64_t windows = MIN(v->rows, d->oh - oh) * d->ow;
+        for (int64_t i = 0; i < windows; i += VL) {
+            const int64_t at = oh * d->ow + i, n = MIN(VL, windows - i);
+            const ivec first = v->column + (int32_t)(2 * oh * d->w + 2 * i);
             const ivec from = load_int_n(argmax + at, n) - first, gradient = (ivec)load_n(dy + at, n);
             const ivec a = from == 0, b = from == 1, c = from == width, e = from == width + 1;
             outside |= ~(a | b | c | e) & lanes_below(n);
-            store_pairs(top + 2 * ow, (lane_pairs){ (vec)(a & gradient), (vec)(b & gradient) }, n);
-            store_pairs(top + d->w + 2 * ow, (lane_pairs){ (vec)(c & gradient), (vec)(e & gradient) }, n);
+            store_pairs(top + 2 * i, v->high, (lane_pairs){ (vec)(a & gradient), (vec)(b & gradient) }, n);
+            store_pairs(top + d->w + 2 * i, v->high, (lane_pairs){ (vec)(c & gradient), (vec)(e & gradient) }, n);
         }
         if (d->w > 2 * d->ow)
             top[2 * d->ow] = top[d->w + 2 * d->ow] = 0;
@@ -103,12 +112,13 @@ static void planar_max_pool2d_backward(const void *desc, void *const *args)
     const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
     const int64_t inputs = d->h * d->w, outputs = d->oh * d->ow;
     const int pairs = d->h / 2 == d->oh && d->w / 2 == d->ow;
+    const window_vectors v = vectors_of(d);
 #pragma omp for schedule(static)
     for (int64_t plane = 0; plane < d->n * d->c; plane++) {
         float *dx = (float *)args[0] + plane * inputs;
         const float *dy = (const float *)args[1] + plane * outputs;
         const int32_t *argmax = (const int32_t *)args[2] + plane * outputs;
-        if (pairs && share_out_pairs(d, dx, dy, argmax))
+        if (pairs && share_out_pairs(d, &v, dx, dy, argmax))
             continue;
         memset(dx, 0, sizeof(float) * (size_t)inputs);
         for (int64_t i = 0; i < outputs; i++)
