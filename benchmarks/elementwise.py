@@ -136,7 +136,7 @@ def max_pool(shape: tuple[int, ...], kernel: int = 2, stride: int = 2, padding: 
             calls.pool2d(o.builder, "max_pool2d", g, [y, o.new_image("argmax", g.y_shape, np.int32), image])
         else:
             y, argmax = o.new("y", g.y_shape), o.new("argmax", g.y_shape, np.int32)
-            calls.planar_max_pool2d(o.builder, g, y, argmax, o.given("x"))
+            assert calls.planar_max_pool2d(o.builder, g, y, argmax, o.given("x"))
 
     def peer(t: Tensors) -> list:
         args = (t["x"], kernel, stride, padding)
@@ -160,7 +160,7 @@ def max_pool_backward(shape: tuple[int, ...], kernel: int = 2, stride: int = 2, 
             args = [o.image("dy"), o.image("argmax")]
             calls.pool2d(o.builder, "max_pool2d_backward", g, [o.new_image("dx", shape), *args])
         else:
-            windows = shapes.Pool2D(*shape, 0, 0, g.oh, g.ow, 1, 1, 0, 0, 1, 1, 1)  # in argmax
+            windows = shapes.Pool2D(*shape, 0, 0, g.oh, g.ow, 1, 1, 0, 0, 1, 1, 1)  # the windows are in argmax
             args = [o.new("dx", shape), o.given("dy"), o.given("argmax")]
             calls.pool2d(o.builder, "planar_max_pool2d_backward", windows, args)
 

@@ -304,20 +304,11 @@ def pool2d(
 
 def planar_max_pool2d(b: PlanBuilder, g: shapes.Pool2D, y: Buffer, argmax: Buffer, x: Buffer) -> bool:
     """Max pooling of contiguous planes; False, and no call, where windows are not of 2 x 2 side by side."""
-    windows = (g.r, g.s, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.pad_h, g.pad_w) == (
-        2,
-        2,
-        2,
-        2,
-        1,
-        1,
-        0,
-        0,
-    )
-    inside = 2 * g.oh <= g.h and 2 * g.ow <= g.w
-    if windows and inside:
+    windows = (g.r, g.s, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.pad_h, g.pad_w)
+    fits = windows == (2, 2, 2, 2, 1, 1, 0, 0) and 2 * g.oh <= g.h and 2 * g.ow <= g.w
+    if fits:
         pool2d(b, "planar_max_pool2d", g, [y, argmax, x])
-    return windows and inside
+    return fits
 
 
 def global_pool2d(b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: list[Buffer]) -> None:

@@ -645,23 +645,36 @@ def _running(name: str, value: Any, training: bool) -> tuple[Array, Array | None
     return memory, value if training and memory is not value else None
 
 
+# Smaller planes have so few floats side by side that transpositions cost less than going plane by plane.
+LEAST_PLANE = 32
+
+
+def _goes_by_planes(shape: tuple[int, ...], last: bool) -> bool:
+    return not last and len(shape) == 4 and shape[1] > 1 and math.prod(shape[2:]) >= LEAST_PLANE
+
+
 @_plan
 def _batch_norm_plan(
     b: PlanBuilder, shape: tuple[int, ...], last: bool, training: bool, momentum: float, eps: float
 ) -> None:
     rows, columns = shapes.batch_norm("batch_norm", shape, {})
-    y, mean, rstd, x, gamma, beta, *running = map(
-        b.external, ("y", "mean", "rstd", "x", "gamma", "beta", "running_mean", "running_var")
-    )
+    mean, rstd, *vectors = map(b.external, ("mean", "rstd", "gamma", "beta", "running_mean", "running_var"))
     variance = b.arena(columns)
-    args = [y, mean, rstd, variance, x, gamma, beta, *running]
     options = {"training": training, "eps": eps, "momentum": momentum}
-    if last or len(shape) == 2:
-        calls.batch_norm(b, "batch_norm", rows, columns, [*args, None], **options)
-    else:
+    if _goes_by_planes(shape, last):
+        args = [b.external("y"), mean, rstd, variance, b.external("x"), *vectors]
         calls.batch_norm(b, "planar_batch_norm", rows, columns, args, plane=math.prod(shape[2:]), **options)
+    else:
+        x, (y, finish) = _load(b, "x", _pixels(shape), last), _stored(b, "y", _pixels(shape), last)
+        calls.batch_norm(b, "batch_norm", rows, columns, [y, mean, rstd, variance, x, *vectors, None], **options)
+        finish()
     if training:
-        calls.running_statistics(b, columns, momentum, [*running, mean, variance])
+        calls.running_statistics(b, columns, momentum, [*vectors[2:], mean, variance])
+
+
+def _pixels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows are images of one pixel."""
+    return shape if len(shape) == 4 else (*shape, 1, 1)
 
 
 def batch_norm(
@@ -707,14 +720,18 @@ def batch_norm(
 @_plan
 def _batch_norm_backward_plan(b: PlanBuilder, shape: tuple[int, ...], last: bool, training: bool, eps: float) -> None:
     rows, columns = shapes.batch_norm("batch_norm_backward", shape, {})
-    dx, dgamma, dbeta, dy, *inputs = map(b.external, ("dx", "dgamma", "dbeta", "dy", "x", "mean", "rstd", "gamma"))
+    dgamma, dbeta, *vectors = map(b.external, ("dgamma", "dbeta", "mean", "rstd", "gamma"))
     options = {"training": training, "eps": eps}
-    if last or len(shape) == 2:
-        args = [dx, dgamma, dbeta, None, dy, None, None, *inputs]
-        calls.batch_norm(b, "batch_norm_backward", rows, columns, args, **options)
-    else:
-        args, plane = [dx, dgamma, dbeta, dy, *inputs], math.prod(shape[2:])
+    if _goes_by_planes(shape, last):
+        args = [b.external("dx"), dgamma, dbeta, b.external("dy"), b.external("x"), *vectors]
+        plane = math.prod(shape[2:])
         calls.batch_norm(b, "planar_batch_norm_backward", rows, columns, args, plane=plane, **options)
+    else:
+        x, dy = (_load(b, name, _pixels(shape), last) for name in ("x", "dy"))
+        dx, finish = _stored(b, "dx", _pixels(shape), last)
+        args = [dx, dgamma, dbeta, None, dy, None, None, x, *vectors]
+        calls.batch_norm(b, "batch_norm_backward", rows, columns, args, **options)
+        finish()
 
 
 def batch_norm_backward(dy: Any, cache: BatchNormCache) -> tuple[Array, Array, Array]:

@@ -37,6 +37,12 @@ def max_pool2d(layout):
     return y, argmax, ops.max_pool2d_backward(layout(normal(y.shape, "dy")), argmax, x.shape)
 
 
+def max_pool2d_of_windows_side_by_side(layout):
+    x = layout(np.round(4 * normal((6, 70, 40, 40))))
+    y, argmax = ops.max_pool2d(x, 2)
+    return y, argmax, ops.max_pool2d_backward(layout(normal(y.shape, "dy")), argmax, x.shape)
+
+
 def avg_pool2d(layout):
     x = layout(normal((6, 70, 40, 40)))
     y = ops.avg_pool2d(x, 3, stride=2, padding=1)
@@ -111,6 +117,7 @@ IMAGE_CASES = {
     "depthwise with a multiplier": conv2d((3, 50, 41, 40), (100, 1, 3, 3), padding=1, groups=50),
     "conv_transpose2d": conv_transpose2d,
     "max_pool2d": max_pool2d,
+    "max_pool2d of windows side by side": max_pool2d_of_windows_side_by_side,
     "avg_pool2d": avg_pool2d,
     "global_avg_pool2d": global_avg_pool2d,
     "activation": activation,

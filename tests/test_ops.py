@@ -786,9 +786,10 @@ def test_windows_of_two_by_two_side_by_side(height, width, layout):
 
 @layouts
 @pytest.mark.parametrize("changed", [(0, 0), (0, -1), (-1, 0), (-1, -1)], ids=label)
-def test_max_pool_backward_where_one_place_is_not_in_its_window(changed, layout):
+@pytest.mark.parametrize("width", [VL, 2 * VL + 6])
+def test_max_pool_backward_where_one_place_is_not_in_its_window(width, changed, layout):
     """The sizes are those of 2 x 2 windows, which all others keep to; two gradients meet in one place."""
-    x = normal((2, 3, 6, 2 * VL + 6))
+    x = normal((2, 3, 6, width))
     y, argmax = ops.max_pool2d(x, 2)
     argmax[1, 2, *changed] = argmax[1, 2, 1, 1]
     check("max_pool2d_backward", layout(normal(y.shape, "dy")), argmax, x.shape)
@@ -1128,7 +1129,21 @@ def test_activations_of_nothing():
 
 
 @pytest.mark.parametrize(
-    "shape", [(1,), (7,), (3, 1), (5, 10), (4, VL), (2, 3, VL + 1), (1, 2, 3, 2 * VL - 1)], ids=label
+    "shape",
+    [
+        (1,),
+        (7,),
+        (3, 1),
+        (5, 10),
+        (4, VL),
+        (2, 3, VL + 1),
+        (1, 2, 3, 2 * VL - 1),
+        (3 * VL, 1),
+        (2 * VL + 3, 10),
+        (5 * VL + 1, 32),
+        (5 * VL + 1, 33),
+    ],
+    ids=label,
 )
 def test_softmax_and_its_twin(shape):
     for layout in (LAYOUTS["contiguous"], strided):
@@ -1146,6 +1161,14 @@ LARGE_LOGITS = np.array([[3000, -3000, 2999], [-3000, -3000, -3000], [3e38, 0, -
 
 def test_softmax_of_large_logits():
     check("softmax", LARGE_LOGITS, tolerance=5e-7)
+    check("softmax", np.tile(LARGE_LOGITS, (VL, 1)), tolerance=5e-7)
+
+
+@pytest.mark.parametrize("rows", [1, VL, 2 * VL + 1])
+def test_the_mean_of_losses_near_the_largest_number(rows):
+    """Their sum is beyond single precision."""
+    loss, _ = ops.softmax_cross_entropy(np.tile(np.array([[0, 1, 3e38]], np.float32), (rows, 1)), np.ones(rows, int))
+    assert loss == np.float32(3e38)
 
 
 def test_cross_entropy_of_large_logits():
@@ -1170,6 +1193,24 @@ def test_softmax_spreads_a_nan_over_its_own_row():
     assert math.isnan(loss) and np.isnan(gradient[1]).all() and np.isfinite(gradient[[0, 2]]).all()
 
 
+@pytest.mark.parametrize("row", [0, VL - 1, VL, 2 * VL, 3 * VL])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_what_is_not_finite_stays_in_its_row(row, value):
+    """Of few columns, several rows are in the lanes of two vectors, of one, or alone."""
+    x = normal((3 * VL + 1, 10))
+    expected = ops.softmax(x)
+    x[row, 3] = value
+    labels = np.zeros(len(x), int)
+    actual, (loss, gradient) = ops.softmax(x), ops.softmax_cross_entropy(x, labels)
+    others = np.arange(len(x)) != row
+    np.testing.assert_allclose(actual[others], expected[others], rtol=1e-6)
+    assert np.isfinite(gradient[others]).all()
+    if value == -INF:
+        assert actual[row, 3] == gradient[row, 3] == 0 and math.isfinite(loss)
+    else:
+        assert np.isnan(actual[row]).all() and np.isnan(gradient[row]).all() and math.isnan(loss)
+
+
 def test_softmax_of_nothing():
     assert ops.softmax(np.zeros((0, 3))).shape == (0, 3)
     assert ops.softmax(np.zeros((3, 0))).shape == (3, 0)
@@ -1177,7 +1218,22 @@ def test_softmax_of_nothing():
     assert loss == 0 and gradient.shape == (0, 3)
 
 
-@pytest.mark.parametrize(("n", "classes"), [(1, 1), (1, 2), (5, 10), (3, VL), (5, VL - 1), (7, 2 * VL + 1), (70, 3)])
+@pytest.mark.parametrize(
+    ("n", "classes"),
+    [
+        (1, 1),
+        (1, 2),
+        (5, 10),
+        (3, VL),
+        (5, VL - 1),
+        (7, 2 * VL + 1),
+        (70, 3),
+        (3 * VL, 1),
+        (2 * VL + 3, 10),
+        (5 * VL + 1, 32),
+        (5 * VL + 1, 33),
+    ],
+)
 def test_cross_entropy_and_its_twin(n, classes):
     logits = 3 * normal((n, classes))
     labels = generator(n, classes).integers(0, classes, n)
@@ -1247,6 +1303,8 @@ def check_batch_norm(x, gamma, beta, running_mean, running_var, tolerance=2e-6, 
         (4, 2, 13, 11),
         (3, 2, 34, 33),
         (2, 3, 8, 4 * VL),
+        (6, 2 * VL + 1, 1, 1),
+        (7, VL + 1, 3, 5),
         (150, 4 * VL + 1),
     ],
     ids=label,

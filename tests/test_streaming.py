@@ -97,13 +97,13 @@ def pool_backward(kernel):
     return build, inputs, (shape[0], 60, 60, COLUMNS)
 
 
-def global_pool_backward(channels):
-    shape = images(channels, 60, FLOATS)
+def global_pool_backward(channels, side=60):
+    shape = images(channels, side, FLOATS)
 
     def build(b):
         calls.global_pool2d(b, "global_avg_pool2d_backward", shape, [b.external("out"), b.external("dy")])
 
-    return build, {"dy": normal(shape[:2])}, (shape[0], 60, 60, channels)
+    return build, {"dy": normal(shape[:2])}, (shape[0], side, side, channels)
 
 
 def by_rows(kernel, columns):
@@ -134,7 +134,7 @@ CASES = {
     "max pool backward": lambda: pool_backward("max_pool2d_backward"),
     "average pool backward": lambda: pool_backward("avg_pool2d_backward"),
     "global average pool backward": lambda: global_pool_backward(COLUMNS),
-    "global average pool of planes backward": lambda: global_pool_backward(1),
+    "global average pool of planes backward": lambda: global_pool_backward(1, 64),
     "softmax": lambda: by_rows("softmax", 16 * VL),
     "softmax of few columns": lambda: by_rows("softmax", 10),
     "cross entropy": lambda: by_rows("softmax_cross_entropy", 16 * VL),

@@ -28,7 +28,7 @@ INLINE vec gelu_value(vec x)
     return vec_max(splat(0), x) + tail * (vec_normal_tail_ratio(tail) * vec_gauss(tail));
 }
 
-/* F(x) + x F'(x) */
+/* F(x) + x F'(x); of infinities NaN. */
 INLINE vec gelu_slope(vec x)
 {
     const vec tail = -vec_abs(x);

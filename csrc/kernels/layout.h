@@ -77,25 +77,18 @@ INLINE void transpose_square(const float *from, int64_t from_row, float *to, int
 }
 #endif
 
-/* rows, columns >= 4; the last blocks may overlap those before. */
+/* rows, columns >= side, which is 4 or SQUARE; the last blocks may overlap those before. */
 INLINE void transpose_small(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
-                            int64_t columns)
+                            int64_t columns, const int64_t side)
 {
-    for (int64_t i = 0; i < rows; i += 4)
-        for (int64_t j = 0; j < columns; j += 4) {
-            const int64_t row = MIN(i, rows - 4), column = MIN(j, columns - 4);
-            transpose_4x4(from + row * from_row + column, from_row, to + column * to_row + row, to_row);
-        }
-}
-
-/* rows, columns >= SQUARE, likewise. */
-INLINE void transpose_squares(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
-                              int64_t columns)
-{
-    for (int64_t i = 0; i < rows; i += SQUARE)
-        for (int64_t j = 0; j < columns; j += SQUARE) {
-            const int64_t row = MIN(i, rows - SQUARE), column = MIN(j, columns - SQUARE);
-            transpose_square(from + row * from_row + column, from_row, to + column * to_row + row, to_row);
+    for (int64_t i = 0; i < rows; i += side)
+        for (int64_t j = 0; j < columns; j += side) {
+            const int64_t row = MIN(i, rows - side), column = MIN(j, columns - side);
+            const float *corner = from + row * from_row + column;
+            if (side == 4)
+                transpose_4x4(corner, from_row, to + column * to_row + row, to_row);
+            else
+                transpose_square(corner, from_row, to + column * to_row + row, to_row);
         }
 }
 
@@ -104,11 +97,11 @@ static void transpose_matrix(const float *from, int64_t from_row, float *to, int
                              int64_t columns)
 {
     if (rows >= SQUARE && columns >= SQUARE) {
-        transpose_squares(from, from_row, to, to_row, rows, columns);
+        transpose_small(from, from_row, to, to_row, rows, columns, SQUARE);
         return;
     }
     if (rows >= 4 && columns >= 4) {
-        transpose_small(from, from_row, to, to_row, rows, columns);
+        transpose_small(from, from_row, to, to_row, rows, columns, 4);
         return;
     }
     for (int64_t i = 0; i < rows; i++)
@@ -142,11 +135,11 @@ INLINE void transpose_block(const float *from, int64_t from_row, float *to, int6
         }
     if (whole_rows < rows) {
         const int64_t i = MIN(whole_rows, rows - 4);
-        transpose_small(from + i * from_row, from_row, to + i, to_row, rows - i, columns);
+        transpose_small(from + i * from_row, from_row, to + i, to_row, rows - i, columns, 4);
     }
     if (whole_columns < columns) {
         const int64_t j = MIN(whole_columns, columns - 4);
-        transpose_small(from + j, from_row, to + j * to_row, to_row, rows, columns - j);
+        transpose_small(from + j, from_row, to + j * to_row, to_row, rows, columns - j, 4);
     }
 }
 

@@ -2,13 +2,14 @@
  *
  *     for each row (shared): its highest element; exponentials and their sum, in y or, where y is streamed, in
  *                            workspace; y, which is that, scaled
- *     rows of up to NARROW columns, LANES or VL rows at a time (shared): the same with a row in each lane, transposed and
- *                            back
+ *     rows of up to NARROW columns, LANES or VL rows at a time (shared): the same with a row in each lane, transposed
+ *                            and back
  *
- * Losses are summed up in double precision: each of at most LOSS_SLICES slices of the rows, which begin where vectors do,
- * from its first to its last, then the slices. A gradient argument may be NULL, when only the loss is wanted. */
+ * Losses are summed up in double precision: each of at most LOSS_SLICES slices of the rows, which begin where vectors
+ * do, from its first to its last, then the slices. A gradient argument may be NULL, when only the loss is wanted. */
 
 enum { LOSS_SLICES = 64, SLICE_ROWS = 16, NARROW = 32, LANES = 2 * VL };
+_Static_assert(SLICE_ROWS % VL == 0, "slices begin at vectors, or their streamed rows would be misaligned");
 
 /* Without NaN, which the sum of the row's exponentials brings out. */
 static float row_max(const float *x, int64_t columns)
@@ -253,7 +254,8 @@ INLINE double entropy_of_lanes(const entropy *e, int64_t row, const int vectors,
             const vec subtracted = (vec)((ivec)s.sum[v] & (label == (int32_t)c));
             store(at, (load(at) - subtracted) * scale);
         }
-        loss += lane_sum(losses);
+        for (int i = 0; i < VL; i++)
+            loss += losses[i];
     }
     if (e->dlogits)
         store_turned(e->dlogits + row * e->columns, p, e->columns, vectors, past);

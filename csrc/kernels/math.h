@@ -76,7 +76,7 @@ INLINE vec vec_log1p_unit(vec x)
     return 2.0f * t * sum;
 }
 
-/* log(x) for x from 1 on: that of the power of two in x, and of the rest; of infinity and NaN it is NaN. */
+/* log(x) for finite x from 1 on: that of the power of two in x, and of the rest. x - x brings a NaN through. */
 INLINE vec vec_log_from_1(vec x)
 {
     const ivec bits = (ivec)x;

@@ -2,21 +2,21 @@
  *
  * Forward, windows of 2 x 2 side by side without padding: for each plane (shared among threads), row of outputs, vector
  *            of them: the even and the odd floats of two rows of x, in the order of the window.
- * Backward, whatever the windows were: for each plane (shared among threads): if it is twice as high and wide as dy, row
- *            by row as if the windows had been those of forward; at the first argmax that was not in such a window, or
- *            otherwise, all of the plane is cleared, and each gradient goes where its argmax says. */
+ * Backward, whatever the windows were: for each plane (shared among threads): if it is twice as high and wide as dy, as
+ *            if the windows had been those of forward; after the first rows and at the end, if an argmax was not in its
+ *            window, or if sizes are others, the plane is cleared, and each gradient goes where its argmax says. */
 
-/* The windows of a vector: 2 n floats of two rows of x, of which those after a vector lie `high` floats from the first;
- * their columns, from the first one's place. Where rows have as many floats as a vector lanes, it has two rows of
- * windows. */
-typedef struct { int64_t rows, high; ivec column; } window_vectors;
+/* A vector of windows covers 2 VL floats of each of two rows of x, of which the second VL begin `high` floats after the
+ * first; `place`: where each window begins, from the first one's place. Where rows have as many floats as a vector lanes,
+ * it has two rows of windows. */
+typedef struct { int64_t rows, high; ivec place; } window_vectors;
 
 static window_vectors vectors_of(const pycnn_pool2d *d)
 {
     const int folds = d->w == VL && d->ow == VL / 2;
     window_vectors v = { .rows = folds ? 2 : 1, .high = folds ? 2 * d->w : VL };
     for (int i = 0; i < VL; i++)
-        v.column[i] = folds && i >= VL / 2 ? 2 * i - VL + 2 * (int32_t)d->w : 2 * i;
+        v.place[i] = folds && i >= VL / 2 ? 2 * i - VL + 2 * (int32_t)d->w : 2 * i;
     return v;
 }
 
@@ -59,7 +59,7 @@ static void planar_max_pool2d(const void *desc, void *const *args)
                 const int64_t n = MIN(VL, windows - i);
                 const lane_pairs above = load_pairs(top + 2 * i, v.high, n);
                 const lane_pairs below = load_pairs(top + d->w + 2 * i, v.high, n);
-                const ivec first = v.column + (int32_t)(2 * oh * d->w + 2 * i);
+                const ivec first = v.place + (int32_t)(2 * oh * d->w + 2 * i);
                 vec best = above.even;
                 ivec place = first;
                 take_greater(&best, &place, above.odd, first + 1);
@@ -90,7 +90,7 @@ INLINE int share_out_pairs(const pycnn_pool2d *d, const window_vectors *v, float
         const int64_t windows = MIN(v->rows, d->oh - oh) * d->ow;
         for (int64_t i = 0; i < windows; i += VL) {
             const int64_t at = oh * d->ow + i, n = MIN(VL, windows - i);
-            const ivec first = v->column + (int32_t)(2 * oh * d->w + 2 * i);
+            const ivec first = v->place + (int32_t)(2 * oh * d->w + 2 * i);
             const ivec from = load_int_n(argmax + at, n) - first, gradient = (ivec)load_n(dy + at, n);
             const ivec a = from == 0, b = from == 1, c = from == width, e = from == width + 1;
             outside |= ~(a | b | c | e) & lanes_below(n);
