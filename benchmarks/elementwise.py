@@ -160,9 +160,8 @@ def max_pool_backward(shape: tuple[int, ...], kernel: int = 2, stride: int = 2, 
             args = [o.image("dy"), o.image("argmax")]
             calls.pool2d(o.builder, "max_pool2d_backward", g, [o.new_image("dx", shape), *args])
         else:
-            windows = shapes.Pool2D(*shape, 0, 0, g.oh, g.ow, 1, 1, 0, 0, 1, 1, 1)  # the windows are in argmax
             args = [o.new("dx", shape), o.given("dy"), o.given("argmax")]
-            calls.pool2d(o.builder, "planar_max_pool2d_backward", windows, args)
+            calls.max_pool2d_backward_of_argmax(o.builder, shape, (g.oh, g.ow), args, planes=True)
 
     def peer(t: Tensors) -> list:
         x = t["x"]

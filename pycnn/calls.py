@@ -311,6 +311,15 @@ def planar_max_pool2d(b: PlanBuilder, g: shapes.Pool2D, y: Buffer, argmax: Buffe
     return fits
 
 
+def max_pool2d_backward_of_argmax(
+    b: PlanBuilder, x: tuple[int, ...], size: tuple[int, int], args: list[Buffer], *, planes: bool
+) -> None:
+    """dx, of shape x (N, C, H, W), from dy and argmax of `size`; planes: all are contiguous, else channels-last."""
+    # The windows are in argmax, so of the geometry only the sizes count.
+    g = shapes.Pool2D(*x, 0, 0, *size, 1, 1, 0, 0, 1, 1, 1)
+    pool2d(b, "planar_max_pool2d_backward" if planes else "max_pool2d_backward", g, args)
+
+
 def global_pool2d(b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: list[Buffer]) -> None:
     n, c, h, w = shape
     b.call(kernel, args, ELEMENT_WORK * math.prod(shape), n=n, c=c, h=h, w=w)

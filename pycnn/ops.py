@@ -283,10 +283,8 @@ def max_pool2d(
 
 @_plan
 def _max_pool2d_backward_plan(b: PlanBuilder, x_shape: tuple[int, ...], y_shape: tuple[int, ...], last: bool) -> None:
-    # The windows are in argmax, so of the geometry only the sizes count.
-    g = shapes.Pool2D(*x_shape, 0, 0, *y_shape[2:], 1, 1, 0, 0, 1, 1, 1)
-    kernel = "max_pool2d_backward" if last else "planar_max_pool2d_backward"
-    calls.pool2d(b, kernel, g, [*map(b.external, ("dx", "dy", "argmax"))])
+    args = [*map(b.external, ("dx", "dy", "argmax"))]
+    calls.max_pool2d_backward_of_argmax(b, x_shape, y_shape[2:], args, planes=not last)
 
 
 def max_pool2d_backward(dy: Any, argmax: Any, input_shape: Any) -> Array:

@@ -123,7 +123,7 @@ static void softmax(const void *desc, void *const *args)
     float *y = args[0], *spare = (float *)args[2] + omp_get_thread_num() * line_floats(d->columns);
     const float *x = args[1];
     const int by_lanes = d->columns <= NARROW;
-    const int past = streams(y, 2 * d->rows * d->columns, by_lanes ? VL : d->columns);
+    const int past = streams(y, 2 * d->rows * d->columns, by_lanes ? VL : d->columns), row_past = past && !by_lanes;
 #pragma omp for schedule(static) nowait
     for (int64_t first = 0; first < d->rows; first += LANES) {
         int64_t row = first, last = MIN(d->rows, first + LANES);
@@ -133,10 +133,9 @@ static void softmax(const void *desc, void *const *args)
             softmax_lanes(y + row * d->columns, x + row * d->columns, d->columns, 1, past);
         for (; row < last; row++) {
             const float *from = x + row * d->columns;
-            const int aligned = past && !by_lanes;
-            float *to = y + row * d->columns, *e = aligned ? spare : to;
-            const float sum = exp_row(e, from, row_max(from, d->columns), d->columns, aligned);
-            scale_row(to, e, 1.0f / sum, d->columns, aligned);
+            float *to = y + row * d->columns, *e = row_past ? spare : to;
+            const float sum = exp_row(e, from, row_max(from, d->columns), d->columns, row_past);
+            scale_row(to, e, 1.0f / sum, d->columns, row_past);
         }
     }
     end_stream(past);
