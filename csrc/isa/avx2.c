@@ -7,6 +7,8 @@
 #define ISA_NAME avx2
 #define VEC_BYTES 32
 #define TILE_ROWS 6
+#define TILE_VECTORS 2
+#define CACHE_FLOATS 81920
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,prfchw"))), apply_to = function)

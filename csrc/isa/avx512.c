@@ -1,11 +1,13 @@
-/* AVX-512: 32 registers of 16 floats; tiles of 14 rows by 2 vectors. */
+/* AVX-512: 32 registers of 16 floats; tiles of 7 rows by 4 vectors. */
 #if defined(__x86_64__)
 #include "../kernels/system.h"
 #include <immintrin.h>
 
 #define ISA_NAME avx512
 #define VEC_BYTES 64
-#define TILE_ROWS 14
+#define TILE_ROWS 7
+#define TILE_VECTORS 4
+#define CACHE_FLOATS (1 << 18)
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prfchw"))), apply_to = function)

@@ -1,9 +1,11 @@
-/* Any processor: GNU vectors of 4 floats, which are SSE2 on x86-64; tiles of 6 rows by 2 vectors. */
+/* Any processor: GNU vectors of 4 floats, which are SSE2 on x86-64; tiles of 3 rows by 4 vectors. */
 #include "../kernels/system.h"
 
 #define ISA_NAME baseline
 #define VEC_BYTES 16
-#define TILE_ROWS 6
+#define TILE_ROWS 3
+#define TILE_VECTORS 4
+#define CACHE_FLOATS 81920
 
 #if defined(__SSE2__)
 #include <emmintrin.h>

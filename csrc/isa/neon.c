@@ -5,6 +5,8 @@
 #define ISA_NAME neon
 #define VEC_BYTES 16
 #define TILE_ROWS 12
+#define TILE_VECTORS 2
+#define CACHE_FLOATS 81920
 
 #include "../kernels/all.h"
 #else

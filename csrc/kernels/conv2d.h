@@ -3,7 +3,7 @@
  * Few channels go by rows of filters, row_taps.h forward and outer.h for the gradient of the weights, both on an image
  * that is padded once. */
 
-enum { FEW_CHANNELS = 16 };
+enum { FEW_CHANNELS = 16, LATENCY_SUMS = 8 };
 
 static int uses_row_taps(const pycnn_conv2d *d)
 {
@@ -98,7 +98,7 @@ static void order_in_planes(const float *from, float *to, int64_t n, int64_t pix
  * besides its sums counts: planar.h fills its vectors with pixels. */
 static int is_planar(const pycnn_conv2d *d)
 {
-    const int is_thin = d->k < VL || (d->k < PANEL && d->c * d->k <= 4 * VL);
+    const int is_thin = d->k < VL || (d->k < 2 * VL && d->c * d->k <= 4 * VL);
     return d->groups == 1 && is_thin && d->c * d->r * d->s <= PLANAR_TERMS && fits_planar(d);
 }
 /* The gradient of the weights gains by it if each float that is copied is read more than once. */
@@ -196,11 +196,11 @@ static product backward_data_product(const pycnn_conv2d *d)
     };
 }
 
-/* Backward-data whose product would leave lanes of a panel empty, or have too few sums in a tile of one vector to
- * hide their latency: few_channels.h fills its vectors with pixels. */
+/* Backward-data whose product would leave lanes of vectors empty, or have fewer sums in a tile than hide their latency:
+ * few_channels.h fills its vectors with pixels. */
 static int has_few_channels(const pycnn_conv2d *d)
 {
-    return d->groups == 1 && d->c < (TILE_ROWS < 8 ? PANEL : VL);
+    return d->groups == 1 && d->c < ceil_div(LATENCY_SUMS, TILE_ROWS) * VL;
 }
 
 /* With stride 1, backward-data is a forward convolution of dy with the filters turned around. */

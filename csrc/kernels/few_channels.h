@@ -30,7 +30,7 @@ typedef struct {
 
 INLINE void spread(const int rows, const int vectors, const spread_tile *t)
 {
-    vec acc[TILE_ROWS][2];
+    vec acc[TILE_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             acc[i][j] = (vec){ 0 };
@@ -39,7 +39,7 @@ INLINE void spread(const int rows, const int vectors, const spread_tile *t)
         UNROLL for (int i = 0; i < rows; i++)
             x[i] = t->x[i] + t->tap[s] * t->w_tap;
         for (int64_t k = 0; k < t->k; k++, pixels += t->pitch) {
-            vec b[2];
+            vec b[TILE_VECTORS];
             UNROLL for (int j = 0; j < vectors; j++)
                 b[j] = load(pixels + j * VL);
             UNROLL for (int i = 0; i < rows; i++) {

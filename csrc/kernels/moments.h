@@ -27,11 +27,17 @@ static moments moments_at(float *workspace, int64_t slices, int64_t channels)
 
 /* ---- of pixels as they are made */
 
-/* f of one panel's channels, for 1 or 2 vectors of them. */
+/* f of one panel's channels, for each number of vectors of them. */
+#if TILE_VECTORS == 2
 #define BY_VECTORS(count, f, ...) ((count) == 2 ? f(__VA_ARGS__, 2) : f(__VA_ARGS__, 1))
+#else
+#define BY_VECTORS(count, f, ...)                                                                             \
+    ((count) == 4 ? f(__VA_ARGS__, 4) : (count) == 3 ? f(__VA_ARGS__, 3) :                                    \
+     (count) == 2 ? f(__VA_ARGS__, 2) : f(__VA_ARGS__, 1))
+#endif
 
-/* Sums over pixels of 1 or 2 vectors of channels. */
-typedef struct { vec shift[2], sum[2], square[2]; } moment_sums;
+/* Sums over pixels of a panel's vectors of channels. */
+typedef struct { vec shift[TILE_VECTORS], sum[TILE_VECTORS], square[TILE_VECTORS]; } moment_sums;
 
 INLINE moment_sums sums_from(const float *pixel, int64_t channels, const int vectors)
 {

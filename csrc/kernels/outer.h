@@ -39,7 +39,7 @@ typedef struct {
     int64_t ahead_step;                                  /* bytes from line to line */
 } outer_tile;
 
-INLINE void outer_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2], const outer_tile *t, int64_t columns)
+INLINE void outer_finish(const int rows, const int vectors, vec acc[TILE_ROWS][TILE_VECTORS], const outer_tile *t, int64_t columns)
 {
     if (t->adds)
         UNROLL for (int i = 0; i < rows; i++)
@@ -52,7 +52,7 @@ INLINE void outer_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2
 
 INLINE void outer_product(const int rows, const int vectors, const outer_tile *t)
 {
-    vec acc[TILE_ROWS][2];
+    vec acc[TILE_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++) {
             acc[i][j] = (vec){ 0 };
@@ -66,7 +66,7 @@ INLINE void outer_product(const int rows, const int vectors, const outer_tile *t
             const float *dy = t->dy + image * t->dy_image + row * t->dy_row;
             for (const int64_t end = pixel + t->n; pixel < end; pixel++, x += t->x_step, dy += vectors * VL) {
                 __builtin_prefetch(ahead + (pixel >> AHEAD_SHIFT) * t->ahead_step, 0, 2);
-                vec b[2];
+                vec b[TILE_VECTORS];
                 UNROLL for (int j = 0; j < vectors; j++)
                     b[j] = load(dy + j * VL);
                 UNROLL for (int i = 0; i < rows; i++) {

@@ -23,7 +23,7 @@
  * vectors of such planes are made where they belong. */
 
 enum { PLANAR_FLOATS = 12288, MOST_PLANAR_FLOATS = 65536, PLANAR_FILTERS = 4, PLANAR_VECTORS = 8 };
-enum { PLANAR_SUMS = 2 * TILE_ROWS, PLANAR_TERMS = 576, PLANAR_SLICES = 16, PLANAR_SLICE_WORK = 200000 };
+enum { PLANAR_SUMS = TILE_ROWS * TILE_VECTORS, PLANAR_TERMS = 576, PLANAR_SLICES = 16, PLANAR_SLICE_WORK = 200000 };
 
 typedef struct {
     int64_t taps, phases, pitch;                  /* floats of a row of a plane */

@@ -6,7 +6,7 @@
  *     for each block of panels of pixels, part of the filters:                       shared among threads
  *         find the pixels' places in x and y                                         they may lie in several images
  *         for each chunk of c:                                                       restarts the running sums
- *             copy the block's part of x to panels [c][2 vectors]                    they fit into L2
+ *             copy the block's part of x to panels [c][vectors]                      they fit into L2
  *             for each tile of filters, for each panel: the micro-kernel             the tile's filters in L1
  *
  * Backward-data is the same with the filters turned before. Backward-weights sums over pixels, so of x and dy the one
@@ -14,11 +14,11 @@
  *
  *     for each slice of the pixels, part of the rows:                                shared among threads
  *         for each chunk of pixels in the slice:
- *             turn the columns' part to panels [pixel][2 vectors]                    kept in L2
+ *             turn the columns' part to panels [pixel][vectors]                      kept in L2
  *             for each tile of rows, for each panel: the micro-kernel, adds to the slice's partial dw
  *     dw, db = sums of the slices, from the first to the last                        shared among threads */
 
-enum { PLANE_CHUNK = 512, PLANE_PANELS = 7, PLANE_SLICES = 8, FEW_SLICES = 4, SLICE_FLOATS = 65536 };
+enum { PLANE_CHUNK = 512, PLANE_PANELS = CACHE_FLOATS * 7 / 10 / (PLANE_CHUNK * PANEL), PLANE_SLICES = 8, FEW_SLICES = 4, SLICE_FLOATS = 65536 };
 
 typedef struct {
     int64_t images, rows, len;                   /* planes of an image made, and summed over */
@@ -175,7 +175,7 @@ INLINE void run_apart(const pixel_panel *panel, int64_t rows, const tile_input *
             outputs[i][j] = to[i][panel->out[j]];
     }
     out.y = y;
-    tile_functions[out.columns > VL][rows - 1](in, w, range, &out);
+    tile_functions[panel_vectors(out.columns, 0) - 1][rows - 1](in, w, range, &out);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < panel->pixels; j++)
             to[i][panel->out[j]] = outputs[i][j];
@@ -201,7 +201,7 @@ INLINE void run_filters(const pointwise *p, const pixel_block *b, float *y, cons
             out.row_bias = bias + start;
         if (panel->out_line) {
             out.first = panel->out[0];
-            tile_functions[out.columns > VL][rows - 1](&in, copied, range, &out);
+            tile_functions[panel_vectors(out.columns, 0) - 1][rows - 1](&in, copied, range, &out);
         } else {
             run_apart(panel, rows, &in, copied, range, out);
         }
@@ -295,7 +295,7 @@ INLINE void run_rows(const row_tiles *r, const float *panels, int64_t first, int
         for (int64_t j = 0; j < r->columns; j += PANEL, panel += len * PANEL) {
             const int64_t columns = MIN(PANEL, r->columns - j);
             const tile_store out = { .y = y, .first = j, .columns = columns, .alpha = 1, .old = adds };
-            tile_functions[columns > VL][count - 1](&in, panel, &range, &out);
+            tile_functions[panel_vectors(columns, 0) - 1][count - 1](&in, panel, &range, &out);
         }
     }
 }

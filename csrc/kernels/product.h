@@ -8,7 +8,7 @@
  * divides: the taps that do are the same for all o of one remainder (phase) modulo the stride, so the outputs
  * are made phase by phase and no product with an inserted zero is ever done (the sub-pixel decomposition).
  *
- *     pack w into panels [group][chunk][panel][tap][l][2 vectors]                   shared, once a call
+ *     pack w into panels [group][chunk][panel][tap][l][vectors]                     shared, once a call
  *     for each phase, group, block of pixel tiles, group of panels:                 shared among threads
  *         find the rows of each tile and tap
  *         for each chunk of l:                                                      restarts the running sums
@@ -40,12 +40,15 @@ typedef struct {
     int64_t planes;                  /* whether `out` has contiguous planes; of a forward product */
 } product;
 
-enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, PACK_STRIP = 64, PACK_PANELS = 8, PANEL = 2 * VL, ROW_GAP = 17 };
-enum { CHUNK = 512, GROUP_FLOATS = 81920, TASKS_A_THREAD = 4, TILES_IN_PLACE = 12 };
+enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, PACK_STRIP = 64, PACK_PANELS = 8, PANEL = TILE_VECTORS * VL, ROW_GAP = 17 };
+enum { CHUNK = 512, TASKS_A_THREAD = 4, TILES_IN_PLACE = 12 };
 enum { SHORT_SUM = 128, MANY_OUTPUTS = 524288, COPIED_PANELS = 4, MANY_WEIGHTS = 1 << 22, MOST_TILES = 24 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
-INLINE int panel_vectors(int64_t columns, int64_t panel) { return columns - panel * PANEL > VL ? 2 : 1; }
+INLINE int panel_vectors(int64_t columns, int64_t panel)
+{
+    return (int)MIN(TILE_VECTORS, ceil_div(columns - panel * PANEL, VL));
+}
 
 /* l is summed in chunks: a panel's part stays in L2, and short running sums keep the rounding error low. */
 INLINE int64_t chunk_length(int64_t taps) { return MIN(CHUNK, MAX(16, 576 / taps / 16 * 16)); }
@@ -57,7 +60,7 @@ INLINE int64_t strip_length(int64_t taps) { return chunk_length(taps) % PACK_STR
  * that those of a tall tile drive each other out. */
 INLINE int copies_rows(const product *p)
 {
-    return product_taps(p) == 1 && (p->in_channel != 1 || p->in_pixel * p->h.stride % (TILE_ROWS > 8 ? 256 : 2048) == 0);
+    return product_taps(p) == 1 && (p->in_channel != 1 || p->in_pixel * p->h.stride % (TILE_VECTORS > 2 ? 1024 : 2048) == 0);
 }
 INLINE int64_t product_pixels(const product *p) { return p->images * p->v.out * p->h.out; }
 
@@ -110,7 +113,7 @@ INLINE int reads_padding(const axis *a)
 INLINE int64_t most_panels(const product *p)
 {
     const int64_t taps = product_taps(p), len = MIN(chunk_length(taps), p->len);
-    return copies_rows(p) && !p->planes ? panels(p->columns) : MAX(1, GROUP_FLOATS / (taps * len * PANEL));
+    return copies_rows(p) && !p->planes ? panels(p->columns) : MAX(1, CACHE_FLOATS / (taps * len * PANEL));
 }
 
 typedef struct {
@@ -165,11 +168,11 @@ INLINE float *packed_panel(const product *p, const strip *s, int64_t panel, floa
 /* A row of a full panel. */
 INLINE void copy_panel_row(float *to, const float *from)
 {
-    store(to, load(from));
-    store(to + VL, load(from + VL));
+    UNROLL for (int j = 0; j < PANEL; j += VL)
+        store(to + j, load(from + j));
 }
 
-/* The last panel of some rows: `columns` of them fill its 1 or 2 vectors, but for the last one's end. */
+/* The last panel of some rows: `columns` of them fill its vectors, but for the last one's end. */
 INLINE void pack_last(const float *const *rows, int64_t offset, int64_t count, float *to, int64_t columns,
                       const int vectors)
 {

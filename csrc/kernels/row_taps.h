@@ -26,7 +26,7 @@ INLINE void sum_windows(const int rows, const int vectors, const window_sum *s, 
     const int64_t len = s->len, row = s->row, columns = s->columns, out_pixel = s->out_pixel;
     const pycnn_epilogue epilogue = s->epilogue;
     const float *x[TILE_ROWS];
-    vec acc[TILE_ROWS][2];
+    vec acc[TILE_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         x[i] = window[i];
     UNROLL for (int j = 0; j < vectors; j++) {
@@ -36,7 +36,7 @@ INLINE void sum_windows(const int rows, const int vectors, const window_sum *s, 
     }
     for (int64_t t = s->taps; t > 0; t--) {
         for (int64_t l = 0; l < len; l++, w += vectors * VL) {
-            vec b[2];
+            vec b[TILE_VECTORS];
             UNROLL for (int j = 0; j < vectors; j++)
                 b[j] = load(w + j * VL);
             UNROLL for (int i = 0; i < rows; i++) {

@@ -38,7 +38,7 @@ typedef struct {
 
 /* All rows of y are read before the first is written: rows 4096 bytes apart would otherwise wait for stores that
  * look like theirs. */
-INLINE void tile_finish(const int rows, const int vectors, vec acc[TILE_ROWS][2], const tile_store *out)
+INLINE void tile_finish(const int rows, const int vectors, vec acc[TILE_ROWS][TILE_VECTORS], const tile_store *out)
 {
     const float alpha = out->alpha, old = out->old, *bias = out->bias;
     const int64_t columns = out->columns;
@@ -72,7 +72,7 @@ INLINE void tile(const int rows, const int vectors, const tile_input *in, const 
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             __builtin_prefetch(out->y[i] + out->first + j * VL, 1);
-    vec acc[TILE_ROWS][2];
+    vec acc[TILE_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             acc[i][j] = (vec){ 0 };
@@ -84,7 +84,7 @@ INLINE void tile(const int rows, const int vectors, const tile_input *in, const 
             x[i] = pointers[i] + offset;
         uintptr_t next = (uintptr_t)x[0] + (uintptr_t)range->ahead; /* a number: it may lie outside of the array */
         for (int64_t l = 0; l < len; l++, row += w_row, next += rows * sizeof(float)) {
-            vec b[2];
+            vec b[TILE_VECTORS];
             __builtin_prefetch((const void *)next);
             UNROLL for (int j = 0; j < vectors; j++)
                 b[j] = load(row + j * VL);
@@ -98,27 +98,36 @@ INLINE void tile(const int rows, const int vectors, const tile_input *in, const 
     tile_finish(rows, vectors, acc, out);
 }
 
-/* The functions of a micro-kernel, body(rows, vectors, arguments), for each number of rows and 1 or 2 vectors, which the
+/* The functions of a micro-kernel, body(rows, vectors, arguments), for each number of rows and of vectors, which the
  * compiler unrolls; and the table name_functions[vectors - 1][rows - 1]. */
 #define TILE_TABLE(name, body, parameters, arguments)                                                         \
-    TILE_SIZES(TILE_FUNCTIONS, name, body, parameters, arguments)                                             \
-    static void (*const name##_functions[2][TILE_ROWS]) parameters = { { TILE_SIZES(TILE_ENTRY, name, 1) },    \
-                                                                       { TILE_SIZES(TILE_ENTRY, name, 2) } };
-#define TILE_FUNCTIONS(rows, name, body, parameters, arguments)                                               \
-    static void name##_##rows##x1 parameters { body(rows, 1, TILE_ARGUMENTS arguments); }                      \
-    static void name##_##rows##x2 parameters { body(rows, 2, TILE_ARGUMENTS arguments); }
+    TILE_HEIGHTS(TILE_FUNCTIONS, name, body, parameters, arguments)                                           \
+    static void (*const name##_functions[TILE_VECTORS][TILE_ROWS]) parameters = {                             \
+        TILE_WIDTHS(TILE_ENTRIES, name)                                                                       \
+    };
+#define TILE_FUNCTIONS(rows, ...) TILE_WIDTHS(TILE_FUNCTION, rows, __VA_ARGS__)
+#define TILE_FUNCTION(vectors, rows, name, body, parameters, arguments)                                       \
+    static void name##_##rows##x##vectors parameters { body(rows, vectors, TILE_ARGUMENTS arguments); }
 #define TILE_ARGUMENTS(...) __VA_ARGS__
+#define TILE_ENTRIES(vectors, name) { TILE_HEIGHTS(TILE_ENTRY, name, vectors) },
 #define TILE_ENTRY(rows, name, vectors) name##_##rows##x##vectors,
 
-#define TILE_SIZES_6(T, ...)                                                                                  \
-    T(1, __VA_ARGS__) T(2, __VA_ARGS__) T(3, __VA_ARGS__) T(4, __VA_ARGS__) T(5, __VA_ARGS__) T(6, __VA_ARGS__)
-#define TILE_SIZES_12(T, ...)                                                                                 \
-    TILE_SIZES_6(T, __VA_ARGS__) T(7, __VA_ARGS__) T(8, __VA_ARGS__) T(9, __VA_ARGS__) T(10, __VA_ARGS__)      \
-    T(11, __VA_ARGS__) T(12, __VA_ARGS__)
-#define TILE_SIZES_14(T, ...) TILE_SIZES_12(T, __VA_ARGS__) T(13, __VA_ARGS__) T(14, __VA_ARGS__)
-#define TILE_SIZES__(rows, ...) TILE_SIZES_##rows(__VA_ARGS__)
-#define TILE_SIZES_(rows, ...) TILE_SIZES__(rows, __VA_ARGS__)
-#define TILE_SIZES(...) TILE_SIZES_(TILE_ROWS, __VA_ARGS__)
+/* T(i, ...) for each number of rows, or of vectors. A macro that is being expanded is not expanded again, and these
+ * are nested: hence two sets of them. */
+#define HEIGHTS_3(T, ...) T(1, __VA_ARGS__) T(2, __VA_ARGS__) T(3, __VA_ARGS__)
+#define HEIGHTS_6(T, ...) HEIGHTS_3(T, __VA_ARGS__) T(4, __VA_ARGS__) T(5, __VA_ARGS__) T(6, __VA_ARGS__)
+#define HEIGHTS_7(T, ...) HEIGHTS_6(T, __VA_ARGS__) T(7, __VA_ARGS__)
+#define HEIGHTS_12(T, ...)                                                                                    \
+    HEIGHTS_7(T, __VA_ARGS__) T(8, __VA_ARGS__) T(9, __VA_ARGS__) T(10, __VA_ARGS__) T(11, __VA_ARGS__)        \
+    T(12, __VA_ARGS__)
+#define HEIGHTS__(rows, ...) HEIGHTS_##rows(__VA_ARGS__)
+#define HEIGHTS_(rows, ...) HEIGHTS__(rows, __VA_ARGS__)
+#define TILE_HEIGHTS(...) HEIGHTS_(TILE_ROWS, __VA_ARGS__)
+#define WIDTHS_2(T, ...) T(1, __VA_ARGS__) T(2, __VA_ARGS__)
+#define WIDTHS_4(T, ...) WIDTHS_2(T, __VA_ARGS__) T(3, __VA_ARGS__) T(4, __VA_ARGS__)
+#define WIDTHS__(vectors, ...) WIDTHS_##vectors(__VA_ARGS__)
+#define WIDTHS_(vectors, ...) WIDTHS__(vectors, __VA_ARGS__)
+#define TILE_WIDTHS(...) WIDTHS_(TILE_VECTORS, __VA_ARGS__)
 
 TILE_TABLE(tile, tile, (const tile_input *in, const float *w, const tile_range *range, const tile_store *out),
            (in, w, range, out))

@@ -32,7 +32,7 @@
  * is made by one task, in an order of shapes alone. */
 
 enum { PATCH = 4, WINDOW = 6, PLACES = WINDOW * WINDOW, SEGMENT = 3, SEGMENT_TAPS = SEGMENT * SEGMENT };
-enum { OWN_FLOATS = 65536, LEAST_TASKS = 16 };
+enum { LEAST_TASKS = 8 };
 
 static const float POINT_A = 0.70710678118654752f, POINT_B = 1.4142135623730951f;      /* a * a = 1/2, b * b = 2 */
 static const float CUBE_A = 0.35355339059327376f, CUBE_B = 2.8284271247461903f;
@@ -297,16 +297,20 @@ static void transform_filters(const winograd *p, const float *w, int64_t panel, 
 
 /* ---- m = v u, or m += v u, of one place and group: [row][vectors] */
 
+/* What is fetched meanwhile: a line with every l. */
+typedef struct { const char *from; int64_t step; } fetched;
+
 INLINE void place_product(const int rows, const int vectors, int64_t len, const float *v, const float *u, float *m,
-                          int64_t add)
+                          int64_t add, fetched next)
 {
-    vec acc[TILE_ROWS][2];
+    vec acc[TILE_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             acc[i][j] = (vec){ 0 };
     for (; len > 0; len -= VL, v += (rows - 1) * VL)
-        for (int64_t l = 0; l < VL; l++, v++, u += vectors * VL) {
-            vec b[2];
+        for (int64_t l = 0; l < VL; l++, v++, u += vectors * VL, next.from += next.step) {
+            vec b[TILE_VECTORS];
+            __builtin_prefetch(next.from, 0, 2);
             UNROLL for (int j = 0; j < vectors; j++)
                 b[j] = load(u + j * VL);
             UNROLL for (int i = 0; i < rows; i++) {
@@ -322,19 +326,21 @@ INLINE void place_product(const int rows, const int vectors, int64_t len, const 
         }
 }
 
-TILE_TABLE(place, place_product, (int64_t len, const float *v, const float *u, float *m, int64_t add),
-           (len, v, u, m, add))
+TILE_TABLE(place, place_product, (int64_t len, const float *v, const float *u, float *m, int64_t add, fetched next),
+           (len, v, u, m, add, next))
 
 /* All places of a range of patches, for l0..l1 of one panel whose rows of u begin at l0: m is [e][patch][width]. */
 static void multiply_places(const winograd *p, const patch_range *r, int64_t panel, int64_t l0, int64_t l1,
                             const float *v, const float *u, int64_t u_step, float *m)
 {
     const int64_t len = winograd_len(p), v_step = place_step(r->patches * len), m_step = place_step(r->patches * PANEL);
-    const int64_t width = panel_width(p->columns, panel);
+    const int64_t width = panel_width(p->columns, panel), share = (l1 - l0) * width / r->groups;
     for (int64_t e = 0; e < PLACES; e++, v += v_step, u += u_step, m += m_step)
         for (int64_t g = 0; g < r->groups; g++) {
             const int64_t start = group_start(r, g), rows = group_rows(r, g);
-            place_functions[width / VL - 1][rows - 1](l1 - l0, v + start * len + l0 * rows, u, m + start * width, l0 > 0);
+            const fetched next = { (const char *)(u + u_step + g * share), share / (l1 - l0) * (int64_t)sizeof(float) };
+            place_functions[width / VL - 1][rows - 1](l1 - l0, v + start * len + l0 * rows, u, m + start * width, l0 > 0,
+                                                      next);
         }
 }
 
@@ -470,14 +476,14 @@ static winograd_space winograd_layout(const winograd *p)
     const int64_t len = winograd_len(p), all = panels(p->columns);
     winograd_space s = { .zeros = line_floats(p->channels) };
     if (keeps_weights(p)) { /* blocks of whole groups */
-        const int64_t groups = MAX(1, OWN_FLOATS / (PLACES * len * TILE_ROWS));
+        const int64_t groups = MAX(1, CACHE_FLOATS / (PLACES * (len + PANEL) * TILE_ROWS));
         s.parts = MAX(ceil_div(p->patches, groups * TILE_ROWS), MIN(LEAST_TASKS, ceil_div(p->patches, 2 * TILE_ROWS)));
         s.chunk = len;
         s.shared = p->prepacked ? 0 : all_floats_u(p);
         s.own = PLACES * place_step(ceil_div(p->patches, s.parts) * len);
     } else {
         s.parts = MIN(p->patches, ceil_div(LEAST_TASKS, all));
-        s.chunk = MIN(len, MAX(1, OWN_FLOATS / (PLACES * PANEL * GATHERED)) * GATHERED);
+        s.chunk = MIN(len, MAX(1, CACHE_FLOATS / (PLACES * PANEL * GATHERED)) * GATHERED);
         s.shared = s.parts * PLACES * place_step(ceil_div(p->patches, s.parts) * len);
         s.own = PLACES * place_step(s.chunk * PANEL);
     }
