@@ -27,7 +27,7 @@
  *     dw = sum of the slices, from the first to the last                             shared among threads */
 
 enum { TILE_PIXELS = 10, LONGEST_RUN = 3, BLOCK_BYTES = 131072, GROUPED_TASKS = 32, LEAST_ROWS = 8 };
-enum { NEAR_PIXELS = 64, WIDE_ROW = 40 };
+enum { NEAR_PIXELS = 64, WIDE_ROW = 40, STRIDED_PIXELS = 256, STRIDED_ROW = 20 };
 enum { LINE_PLANES = MAX(1, 16 / VL), GROUPED_SLICES = 16, SLICES_FLOATS = 262144, SUM_PIXELS = 256 };
 
 typedef struct {
@@ -96,10 +96,13 @@ static void find_ends(const grouped *g, grouped_layout *s)
 {
     const int64_t pixel = g->groups * g->in, reach = (g->h.taps - 1) * g->h.dilation;
     s->low = g->h.backward ? g->h.pad - reach : -g->h.pad;
-    s->lead = MAX(0, -s->low);
-    s->trail = MAX(0, g->h.out + s->low + reach - g->h.in);
-    s->in_image = g->in == 1 && g->out == 1 && pixel % VL == 0 && pixel <= NEAR_PIXELS && g->h.stride == 1 &&
-                  g->h.out >= WIDE_ROW && s->lead <= TILE_PIXELS && s->trail <= TILE_PIXELS && reach <= TILE_PIXELS;
+    s->lead = ceil_div(MAX(0, -s->low), s->step);
+    s->trail = MAX(0, g->h.out - 1 - floor_div(g->h.in - 1 - s->low - reach, s->step));
+    const int few_ends = s->lead <= TILE_PIXELS && s->trail <= TILE_PIXELS && s->lead + s->trail < g->h.out;
+    const int strided = s->step > 1; /* each pixel is read by fewer taps, so that a copy saves less */
+    const int near = pixel <= (strided ? STRIDED_PIXELS : NEAR_PIXELS) && reach <= TILE_PIXELS &&
+                     g->h.out >= (strided ? STRIDED_ROW : WIDE_ROW);
+    s->in_image = g->in == 1 && g->out == 1 && pixel % VL == 0 && (g->h.stride == 1 || !g->h.backward) && few_ends && near;
 }
 
 static grouped_layout lay_out(const grouped *g)
@@ -203,14 +206,18 @@ INLINE int64_t copied_place(const grouped_layout *s, int64_t position)
     return (position % s->step * s->run + position / s->step) * VL;
 }
 
-/* A phase's taps, sorted by where they read, in runs of up to `longest`. */
+/* And where the image has what would be copied to that place. */
+INLINE int64_t image_place(const grouped *g, const grouped_layout *s, int64_t place)
+{
+    return (place / VL % s->run * s->step + place / VL / s->run - s->left) * g->groups;
+}
+
+/* A phase's taps, sorted by where copies are read, in runs of up to `longest`. */
 static void find_runs(const grouped *g, const grouped_layout *s, const phase *f, int64_t longest, row_phase *to)
 {
-    const int64_t x_step = s->in_image ? g->groups : VL;
     tap_run *run = to->run;
     for (int64_t j = 0; j < f->taps; j++) {
-        const int64_t x = s->in_image ? f->offset[j] * x_step : copied_place(s, f->offset[j]);
-        const tap_run single = { 1, x, f->tap[j] * s->tap_floats, 0 };
+        const tap_run single = { 1, copied_place(s, f->offset[j]), f->tap[j] * s->tap_floats, 0 };
         int64_t i = j;
         for (; i > 0 && run[i - 1].x > single.x; i--)
             run[i] = run[i - 1];
@@ -220,7 +227,7 @@ static void find_runs(const grouped *g, const grouped_layout *s, const phase *f,
     for (int64_t j = 0; j < f->taps; j++) {
         tap_run *last = run + to->runs - 1;
         const int64_t w_step = to->runs > 0 ? (run[j].w - last->w) / last->taps : 0;
-        if (to->runs > 0 && last->taps < longest && last->x + last->taps * x_step == run[j].x &&
+        if (to->runs > 0 && last->taps < longest && last->x + last->taps * VL == run[j].x &&
             (last->taps == 1 || last->w_step == w_step)) {
             last->w_step = w_step;
             last->taps++;
@@ -228,6 +235,8 @@ static void find_runs(const grouped *g, const grouped_layout *s, const phase *f,
             run[to->runs++] = run[j];
         }
     }
+    for (int64_t j = 0; s->in_image && j < to->runs; j++)
+        run[j].x = image_place(g, s, run[j].x);
 }
 
 /* Output number i of those at the ends of a row. */
@@ -244,7 +253,7 @@ static void find_end_runs(const grouped_worker *t, const phase *f, int64_t longe
         row_phase *to = t->phases + s->phases + i;
         phase left = { .tap = f->offset + t->g->h.taps, .offset = f->offset + 2 * t->g->h.taps };
         for (int64_t j = 0; j < f->taps; j++)
-            if (inside(end_output(t, i) + f->offset[j], t->g->h.in)) {
+            if (inside(end_output(t, i) * f->in_step + f->offset[j], t->g->h.in)) {
                 left.tap[left.taps] = f->tap[j];
                 left.offset[left.taps++] = f->offset[j];
             }
@@ -533,27 +542,31 @@ static void output_row(grouped_worker *t, const grouped_task *k, const float *in
     }
 }
 
-/* Some outputs of a row, tile by tile and each for all planes of the block. What lies `x_ahead` and `y_ahead` floats
- * further, in the next row, is called into L2. */
+/* Rows of the input that a row of outputs is the first to read. */
+INLINE int64_t rows_ahead(const grouped *g) { return g->v.backward ? 1 : g->v.stride; }
+
+/* Some outputs of a row, tile by tile and each for all planes of the block. Of the rows that the next outputs are the
+ * first to read, x_ahead floats further on, and of theirs, y_ahead further, the same pixels are called into L2. */
 static void make_tiles(const grouped_worker *t, const grouped_task *k, const float *packed, grouped_row row,
                        int64_t outputs, int64_t x_ahead, int64_t y_ahead)
 {
     const grouped_layout *s = t->s;
-    const int64_t width = ceil_div(outputs, ceil_div(outputs, TILE_PIXELS)), step = row.y_step;
+    const int64_t width = ceil_div(outputs, ceil_div(outputs, TILE_PIXELS)), line = t->g->h.in * row.y_step;
     const float *x = row.x;
     float *y = row.y;
     row.pixels = width;
     for (int64_t done = 0; done < outputs; done += width)
         for (int64_t i = 0; i < k->planes; i++) {
-            const int64_t plane = k->block * s->block + i, at = MIN(done, outputs - width) * step + i * VL;
-            row.x = x + at;
-            row.y = y + at;
+            const int64_t plane = k->block * s->block + i, at = MIN(done, outputs - width);
+            row.x = x + at * row.x_step + i * VL;
+            row.y = y + at * row.y_step + i * VL;
             row.w = packed + plane * s->plane_floats;
             row.bias = packed + s->packed + plane * VL;
-            for (int64_t p = 0; i % LINE_PLANES == 0 && p < width; p++) {
-                __builtin_prefetch(row.x + x_ahead + p * step, 0, 2);
-                __builtin_prefetch(row.y + y_ahead + p * step, 1, 2);
-            }
+            for (int64_t r = 0; i % LINE_PLANES == 0 && r < rows_ahead(t->g); r++)
+                for (int64_t p = 0; p < width * s->step; p++)
+                    __builtin_prefetch(row.x + x_ahead + r * line + p * row.y_step, 0, 2);
+            for (int64_t p = 0; i % LINE_PLANES == 0 && p < width; p++)
+                __builtin_prefetch(row.y + y_ahead + p * row.y_step, 1, 2);
             tiles_in_image[width - 1](&row);
         }
 }
@@ -564,16 +577,17 @@ static void output_tiles(grouped_worker *t, const grouped_task *k, const float *
     const grouped_layout *s = t->s;
     const axis *v = &t->g->v, *h = &t->g->h;
     const int64_t pixel = t->g->groups, channel = k->block * s->block * VL;
-    const int64_t below = k->o + 1 + (v->backward ? v->pad : (v->taps - 1) * v->dilation - v->pad);
-    const int64_t x_ahead = ((k->image * v->in + MAX(0, MIN(below, v->in - 1))) * h->in + s->low) * pixel;
+    const int64_t last = v->backward ? k->o + v->pad : k->o * v->stride + (v->taps - 1) * v->dilation - v->pad;
+    const int64_t below = MAX(0, MIN(last + 1, v->in - rows_ahead(t->g)));
+    const int64_t x_ahead = ((k->image * v->in + below) * h->in + s->low) * pixel;
     float *y = out + (k->image * v->out + k->o) * h->out * pixel + channel;
-    grouped_row row = { .steps = t->steps, .ends = t->ends, .y_step = pixel, .lanes = VL, .x_step = pixel,
-                        .x = in + channel + s->lead * pixel, .y = y + s->lead * pixel, .epilogue = t->g->epilogue };
+    grouped_row row = { .steps = t->steps, .ends = t->ends, .y_step = pixel, .lanes = VL,
+                        .x_step = s->step * pixel, .x = in + channel + s->lead * s->step * pixel, .y = y + s->lead * pixel, .epilogue = t->g->epilogue };
     list_steps(t, k, in, t->phases);
     make_tiles(t, k, packed, row, h->out - s->lead - s->trail, x_ahead, h->out * pixel);
     for (int64_t i = 0; i < s->lead + s->trail; i++) {
         const int64_t o = end_output(t, i);
-        row.x = in + channel + o * pixel;
+        row.x = in + channel + o * row.x_step;
         row.y = y + o * pixel;
         list_steps(t, k, in, t->phases + s->phases + i);
         make_tiles(t, k, packed, row, 1, 0, 0);
