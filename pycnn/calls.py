@@ -61,9 +61,8 @@ def _is_grouped(g: shapes.Conv2D) -> bool:
     return g.groups > 1 and channels <= 32 and channels * g.r * g.s <= 576
 
 
-def _whole(channels: int, vector: int = 8) -> int:
-    """Channels in whole vectors of the usual width."""
-    return -(-channels // vector) * vector
+def _whole(count: int, vector: int) -> int:
+    return -(-count // vector) * vector
 
 
 def _uses_winograd(g: shapes.Conv2D, costs: WinogradCosts, height: int, width: int, inputs: int, outputs: int) -> bool:
@@ -75,7 +74,8 @@ def _uses_winograd(g: shapes.Conv2D, costs: WinogradCosts, height: int, width: i
     """
     if not native.config()["winograd"] or (g.stride_h, g.stride_w, g.groups) != (1, 1, 1):
         return False
-    c, k = -(-g.r // 3) * -(-g.s // 3) * _whole(inputs), _whole(outputs)
+    vector = max(8, native.vector_floats())
+    c, k = -(-g.r // 3) * -(-g.s // 3) * _whole(inputs, vector), _whole(outputs, vector)
     a_patch = costs.products * c * k + costs.channel * c + costs.filter * k
     winograd = _patches(g, height, width) * a_patch + costs.weights * c * k
     rows = _inside(g.oh, g.h, g.r, g.dilation_h, g.pad_top)

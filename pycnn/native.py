@@ -45,6 +45,11 @@ def instruction_set() -> str:
     return INSTRUCTION_SETS[lib.pycnn_isa_selected()]
 
 
+def vector_floats() -> int:
+    """Of a register of the instruction set in use."""
+    return lib.pycnn_vector_bytes() // 4
+
+
 def _select_instruction_set(name: str) -> None:
     usable = usable_instruction_sets()
     if name not in INSTRUCTION_SETS:
@@ -108,6 +113,6 @@ def peak_gflops(threads: int | None = None, seconds: float = 0.02) -> float:
     threads = threads or _threads
     iterations = 20_000
     rate = lib.pycnn_peak_gflops(threads, iterations)
-    flops_an_iteration = 4 * 14 * lib.pycnn_vector_bytes() / 4
+    flops_an_iteration = 4 * 14 * vector_floats()
     iterations = max(iterations, int(seconds * rate * 1e9 / flops_an_iteration / threads))
     return max(lib.pycnn_peak_gflops(threads, iterations) for _ in range(5))

@@ -409,6 +409,15 @@ def _gemm_plan(b: PlanBuilder, m: int, n: int, k: int, trans_a: bool, trans_b: b
     )  # fmt: skip
 
 
+@lru_cache(maxsize=CACHED_PLANS, typed=True)
+def _gemm_arguments(
+    a: tuple[int, ...], b: tuple[int, ...], trans_a: Any, trans_b: Any, alpha: Any, beta: Any
+) -> tuple[int, int, int, float, float]:
+    """(m, n, k, alpha, beta), checked; done each time, it would be a quarter of the time of 64 x 64 x 10."""
+    m, n, k = shapes.gemm("gemm", a, b, trans_a, trans_b)
+    return m, n, k, shapes.float32("gemm", "alpha", alpha), shapes.float32("gemm", "beta", beta)
+
+
 def gemm(
     a: Any,
     b: Any,
@@ -425,8 +434,11 @@ def gemm(
     """
     a = np.ascontiguousarray(shapes.array("gemm", "a", a, 2))
     b = np.ascontiguousarray(shapes.array("gemm", "b", b, 2))
-    m, n, k = shapes.gemm("gemm", a.shape, b.shape, trans_a, trans_b)
-    alpha, beta = (shapes.float32("gemm", name, value) for name, value in (("alpha", alpha), ("beta", beta)))
+    arguments = (a.shape, b.shape, trans_a, trans_b, alpha, beta)
+    try:
+        m, n, k, alpha, beta = _gemm_arguments(*arguments)
+    except TypeError:  # also of a number that cannot be hashed
+        m, n, k, alpha, beta = _gemm_arguments.__wrapped__(*arguments)
     c = _gemm_output(out, (m, n), beta, (a, b))
     if c.size and k:
         run_once(_gemm_plan(m, n, k, bool(trans_a), bool(trans_b), alpha, beta), {"a": a, "b": b, "c": c})

@@ -991,6 +991,16 @@ def test_gemm_with_beta_0_does_not_read_out(k):
     assert_close(ops.gemm(a, b), gemm_double(a, b))
 
 
+def test_gemm_takes_numbers_of_any_kind_each_time():
+    a, b = normal((3, 4), "a"), normal((4, 5), "b")
+    for alpha in (2, 2.0, np.float32(2), np.array(2.0), np.array(2)):
+        assert_close(ops.gemm(a, b, alpha=alpha, trans_a=False), 2 * gemm_double(a, b))
+    with pytest.raises(TypeError, match="trans_a"):
+        ops.gemm(a, b, alpha=2, trans_a=0)
+    with pytest.raises(TypeError, match="alpha"):
+        ops.gemm(a, b, alpha=[2])
+
+
 def test_gemm_of_nothing():
     assert ops.gemm(np.zeros((0, 3)), np.zeros((3, 4))).shape == (0, 4)
     assert ops.gemm(np.zeros((2, 3)), np.zeros((3, 0))).shape == (2, 0)

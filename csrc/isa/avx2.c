@@ -8,6 +8,7 @@
 #define VEC_BYTES 32
 #define TILE_ROWS 6
 #define TILE_VECTORS 2
+#define TALL_ROWS 12
 #define CACHE_FLOATS 81920
 
 #if defined(__clang__)

@@ -7,6 +7,7 @@
 #define VEC_BYTES 64
 #define TILE_ROWS 7
 #define TILE_VECTORS 4
+#define TALL_ROWS 14
 #define CACHE_FLOATS (1 << 18)
 
 #if defined(__clang__)

@@ -3,7 +3,7 @@
  * Few channels go by rows of filters, row_taps.h forward and outer.h for the gradient of the weights, both on an image
  * that is padded once. */
 
-enum { FEW_CHANNELS = 16, LATENCY_SUMS = 8 };
+enum { FEW_CHANNELS = 16 };
 
 static int uses_row_taps(const pycnn_conv2d *d)
 {
@@ -200,7 +200,7 @@ static product backward_data_product(const pycnn_conv2d *d)
  * few_channels.h fills its vectors with pixels. */
 static int has_few_channels(const pycnn_conv2d *d)
 {
-    return d->groups == 1 && d->c < ceil_div(LATENCY_SUMS, TILE_ROWS) * VL;
+    return d->groups == 1 && d->c < MIN(2 * VL, FEW_CHANNELS);
 }
 
 /* With stride 1, backward-data is a forward convolution of dy with the filters turned around. */

@@ -21,8 +21,8 @@ enum { PIXEL_FLOATS = 8192 };
 
 /* y[i][j] += sum over taps, over k: x[i][tap * w_tap + k] * pixels[k][offset(tap) + j] */
 typedef struct {
-    const float *x[TILE_ROWS];
-    float *y[TILE_ROWS];
+    const float *x[TALL_ROWS];
+    float *y[TALL_ROWS];
     const float *pixels;
     int64_t pitch, k, taps, w_tap;
     const int64_t *tap, *offset;
@@ -30,12 +30,12 @@ typedef struct {
 
 INLINE void spread(const int rows, const int vectors, const spread_tile *t)
 {
-    vec acc[TILE_ROWS][TILE_VECTORS];
+    vec acc[TALL_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             acc[i][j] = (vec){ 0 };
     for (int64_t s = 0; s < t->taps; s++) {
-        const float *pixels = t->pixels + t->offset[s], *x[TILE_ROWS];
+        const float *pixels = t->pixels + t->offset[s], *x[TALL_ROWS];
         UNROLL for (int i = 0; i < rows; i++)
             x[i] = t->x[i] + t->tap[s] * t->w_tap;
         for (int64_t k = 0; k < t->k; k++, pixels += t->pitch) {

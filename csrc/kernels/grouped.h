@@ -102,7 +102,8 @@ static void find_ends(const grouped *g, grouped_layout *s)
     const int strided = s->step > 1; /* each pixel is read by fewer taps, so that a copy saves less */
     const int near = pixel <= (strided ? STRIDED_PIXELS : NEAR_PIXELS) && reach <= TILE_PIXELS &&
                      g->h.out >= (strided ? STRIDED_ROW : WIDE_ROW);
-    s->in_image = g->in == 1 && g->out == 1 && pixel % VL == 0 && (g->h.stride == 1 || !g->h.backward) && few_ends && near;
+    s->in_image = g->in == 1 && g->out == 1 && pixel % VL == 0 && (g->h.stride == 1 || !g->h.backward) &&
+                  few_ends && near;
 }
 
 static grouped_layout lay_out(const grouped *g)

@@ -39,7 +39,8 @@ typedef struct {
     int64_t ahead_step;                                  /* bytes from line to line */
 } outer_tile;
 
-INLINE void outer_finish(const int rows, const int vectors, vec acc[TILE_ROWS][TILE_VECTORS], const outer_tile *t, int64_t columns)
+INLINE void outer_finish(const int rows, const int vectors, vec acc[TALL_ROWS][TILE_VECTORS], const outer_tile *t,
+                         int64_t columns)
 {
     if (t->adds)
         UNROLL for (int i = 0; i < rows; i++)
@@ -52,7 +53,7 @@ INLINE void outer_finish(const int rows, const int vectors, vec acc[TILE_ROWS][T
 
 INLINE void outer_product(const int rows, const int vectors, const outer_tile *t)
 {
-    vec acc[TILE_ROWS][TILE_VECTORS];
+    vec acc[TALL_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++) {
             acc[i][j] = (vec){ 0 };
@@ -86,7 +87,7 @@ TILE_TABLE(outer, outer_product, (const outer_tile *t), (t))
 
 /* How the work is cut. A chunk is some images, some rows of an image, or a part of a long row. */
 typedef struct {
-    int64_t taps, blocks, parts;                  /* blocks of at most TILE_ROWS of l, parts of blocks */
+    int64_t taps, blocks, parts;                  /* blocks of a tile's rows of l, parts of blocks */
     int64_t images, rows, width;                  /* a chunk's pixels */
     int64_t down, across, chunks;                 /* chunks down and across an image, in all */
     int64_t v_taps, h_taps;                       /* the taps that share a box */
@@ -133,7 +134,7 @@ static void cut_chunks(const outer *p, outer_cut *c)
 
 static outer_cut cut_outer(const outer *p)
 {
-    outer_cut c = { .taps = p->v.taps * p->h.taps, .blocks = ceil_div(p->len, TILE_ROWS) };
+    outer_cut c = { .taps = p->v.taps * p->h.taps, .blocks = ceil_div(p->len, tile_rows(p->columns)) };
     cut_chunks(p, &c);
     c.v_taps = copies_x(p) ? taps_together(&p->v, c.rows) : p->v.taps;
     c.h_taps = copies_x(p) ? taps_together(&p->h, c.width) : p->h.taps;
@@ -146,7 +147,7 @@ static outer_cut cut_outer(const outer *p)
     c.partial = line_floats(p->groups * c.taps * p->len * c.row);
     const int64_t part_blocks = ceil_div(c.blocks, c.parts);
     const int64_t pixels = c.images * most_positions(&p->v, c.v_taps, c.rows) * most_positions(&p->h, c.h_taps, c.width);
-    c.box = copies_x(p) ? line_floats(pixels * part_blocks * TILE_ROWS) : 0;
+    c.box = copies_x(p) ? line_floats(pixels * part_blocks * tile_rows(p->columns)) : 0;
     return c;
 }
 

@@ -1,5 +1,5 @@
-/* The machine's peak: TILE_ROWS x TILE_VECTORS independent multiply-adds in registers, no memory. They start from numbers
- * that the compiler does not know: it would see that one which starts at 1 stays there, and leave it out. */
+/* The machine's peak: TILE_ROWS x TILE_VECTORS independent multiply-adds in registers, no memory. They start from
+ * numbers that the compiler does not know: it would see that one which starts at 1 stays there, and leave it out. */
 
 static double fma_loop(int64_t iterations)
 {

@@ -18,7 +18,8 @@
  *             for each tile of rows, for each panel: the micro-kernel, adds to the slice's partial dw
  *     dw, db = sums of the slices, from the first to the last                        shared among threads */
 
-enum { PLANE_CHUNK = 512, PLANE_PANELS = CACHE_FLOATS * 7 / 10 / (PLANE_CHUNK * PANEL), PLANE_SLICES = 8, FEW_SLICES = 4, SLICE_FLOATS = 65536 };
+enum { PLANE_CHUNK = 512, PLANE_PANELS = CACHE_FLOATS * 7 / 10 / (PLANE_CHUNK * PANEL) };
+enum { PLANE_SLICES = 8, FEW_SLICES = 4, SLICE_FLOATS = 65536 };
 
 typedef struct {
     int64_t images, rows, len;                   /* planes of an image made, and summed over */

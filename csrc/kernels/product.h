@@ -52,6 +52,7 @@ INLINE int panel_vectors(int64_t columns, int64_t panel)
 
 /* l is summed in chunks: a panel's part stays in L2, and short running sums keep the rounding error low. */
 INLINE int64_t chunk_length(int64_t taps) { return MIN(CHUNK, MAX(16, 576 / taps / 16 * 16)); }
+INLINE int64_t product_rows(const product *p) { return tile_rows(p->columns); }
 INLINE int64_t product_taps(const product *p) { return p->v.taps * p->h.taps; }
 /* The l that a task packs: a part of one chunk. */
 INLINE int64_t strip_length(int64_t taps) { return chunk_length(taps) % PACK_STRIP == 0 ? PACK_STRIP : 16; }
@@ -71,7 +72,7 @@ INLINE int has_rows(const product *p) { return !p->prepacked && p->w_column == 1
 INLINE int is_one_block(const product *p)
 {
     return has_rows(p) && product_taps(p) == 1 && p->len * p->columns > MANY_WEIGHTS &&
-           product_pixels(p) <= MOST_TILES * TILE_ROWS;
+           product_pixels(p) <= MOST_TILES * product_rows(p);
 }
 
 INLINE int64_t block_tiles(const product *p)
@@ -92,15 +93,15 @@ INLINE int64_t tiles_at_once(const product *p)
 /* Whether w is read where it lies, but for a last panel that is not full: packing would cost more than it saves. */
 INLINE int reads_in_place(const product *p)
 {
-    return has_rows(p) && (product_pixels(p) <= TILES_IN_PLACE * TILE_ROWS || is_one_block(p));
+    return has_rows(p) && (product_pixels(p) <= TILES_IN_PLACE * product_rows(p) || is_one_block(p));
 }
 /* Many tiles read it, its rows would share few sets of a cache, or its vectors cross cache lines: a task copies some
  * panels, of which whole parts of a row lie together, before its tiles read them again and again. */
 INLINE int copies_panels(const product *p)
 {
     const int64_t pixels = product_pixels(p);
-    const int crosses = (uintptr_t)p->w % VEC_BYTES != 0 && pixels > 2 * TILE_ROWS;
-    return reads_in_place(p) && (p->w_inner % 512 == 0 || crosses || pixels > TILES_IN_PLACE * TILE_ROWS);
+    const int crosses = (uintptr_t)p->w % VEC_BYTES != 0 && pixels > 2 * product_rows(p);
+    return reads_in_place(p) && (p->w_inner % 512 == 0 || crosses || pixels > TILES_IN_PLACE * product_rows(p));
 }
 INLINE int64_t first_packed_panel(const product *p) { return reads_in_place(p) ? p->columns / PANEL : 0; }
 
@@ -128,12 +129,12 @@ static product_space product_layout(const product *p)
     s.packed = p->groups * panels(p->columns) * taps * p->len * PANEL;
     s.zeros = line_floats(p->len);
     s.shared = (p->prepacked ? 0 : line_floats(s.packed)) + s.zeros;
-    s.tables = tiles * taps * (int64_t)(sizeof(tile_tap) + TILE_ROWS * sizeof(float *));
+    s.tables = tiles * taps * (int64_t)(sizeof(tile_tap) + (size_t)product_rows(p) * sizeof(float *));
     s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t) + taps * (int64_t)sizeof(tile_tap);
-    s.rows = copies_rows(p) ? tiles * TILE_ROWS * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
+    s.rows = copies_rows(p) ? tiles * product_rows(p) * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
     s.panel = reads_in_place(p) ? COPIED_PANELS * taps * chunk_length(taps) * PANEL * (int64_t)sizeof(float) : 0;
     if (p->planes)
-        s.outputs = tiles * TILE_ROWS * MIN(most_panels(p), panels(p->columns)) * PANEL * (int64_t)sizeof(float);
+        s.outputs = tiles * product_rows(p) * MIN(most_panels(p), panels(p->columns)) * PANEL * (int64_t)sizeof(float);
     s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + round_up(s.panel, 64) +
                    round_up(s.outputs, 64) + 64;
     return s;
@@ -299,8 +300,8 @@ typedef struct {
 typedef struct {
     int64_t rows;
     tile_input in;
-    const float *x[TILE_ROWS];
-    float *y[TILE_ROWS];
+    const float *x[TALL_ROWS];
+    float *y[TALL_ROWS];
 } block_tile;
 
 static void list_taps(const block *b)
@@ -357,14 +358,14 @@ static int64_t image_parts(const product *p, const phase *v, const phase *h)
 {
     const float pairs = (float)MAX(1, v->count * v->taps) * (float)MAX(1, h->count * h->taps);
     const int padded = (float)v->inside * (float)h->inside < 0.85f * pairs;
-    return padded && !p->planes && 2 * p->images > TILE_ROWS ? ceil_div(p->images, TILE_ROWS) : 0;
+    return padded && !p->planes && 2 * p->images > product_rows(p) ? ceil_div(p->images, product_rows(p)) : 0;
 }
 
 /* The tiles of a phase. */
 static int64_t count_tiles(const product *p, const phase *v, const phase *h)
 {
     const int64_t parts = image_parts(p, v, h), pixels = v->count * h->count;
-    return parts > 0 ? pixels * parts : ceil_div(p->images * pixels, TILE_ROWS);
+    return parts > 0 ? pixels * parts : ceil_div(p->images * pixels, product_rows(p));
 }
 
 /* The blocks of pixels whose moments are taken: those of any number of threads. */
@@ -402,7 +403,7 @@ static void find_padding(const block *b, block_tile *tile, const int64_t *row, c
 {
     const product *p = b->p;
     const float **x = (const float **)(taps + product_taps(p));
-    tile->in = (tile_input){ .x_step = TILE_ROWS, .tap = taps, .x = x };
+    tile->in = (tile_input){ .x_step = product_rows(p), .tap = taps, .x = x };
     for (int64_t r = 0; r < b->v.taps; r++)
         for (int64_t s = 0; s < b->h.taps; s++) {
             const tile_tap tap = b->taps[r * b->h.taps + s];
@@ -415,14 +416,15 @@ static void find_padding(const block *b, block_tile *tile, const int64_t *row, c
             }
             if (any) {
                 taps[tile->in.taps++] = (tile_tap){ .tap = tap.tap };
-                x += TILE_ROWS;
+                x += product_rows(p);
             }
         }
 }
 
 static void find_tiles(const block *b, block_tile *tiles)
 {
-    const int64_t taps = product_taps(b->p), table = taps * (int64_t)(sizeof(tile_tap) + TILE_ROWS * sizeof(float *));
+    const int64_t taps = product_taps(b->p), most = product_rows(b->p);
+    const int64_t table = taps * (int64_t)(sizeof(tile_tap) + (size_t)most * sizeof(float *));
     const int64_t first = part_start(b->pixels, b->first_tile, b->all_tiles);
     const int64_t rows = b->pixels / b->all_tiles, longer = b->pixels % b->all_tiles;
     place at = { first / b->h.count / b->v.count, first / b->h.count % b->v.count, first % b->h.count };
@@ -433,7 +435,7 @@ static void find_tiles(const block *b, block_tile *tiles)
             find_images(b, b->first_tile + t, tile, own);
             continue;
         }
-        int64_t row[TILE_ROWS], column[TILE_ROWS];
+        int64_t row[TALL_ROWS], column[TALL_ROWS];
         tile->rows = rows + (b->first_tile + t < longer);
         tile->in = (tile_input){ .taps = b->v.taps * b->h.taps, .tap = b->taps, .x = tile->x };
         if (!find_pixels(b, &at, tile, row, column))
@@ -460,7 +462,7 @@ static void copy_tile(const block *b, const block_tile *tile, int64_t t, int64_t
 {
     static const tile_tap only_tap = { 0, 0 };
     const int64_t step = b->p->in_channel, to_row = chunk_length(1) + ROW_GAP;
-    float *to = b->rows + t * TILE_ROWS * to_row;
+    float *to = b->rows + t * product_rows(b->p) * to_row;
     *copy = *tile;
     if (tile->in.taps == 0)
         return;
@@ -511,7 +513,7 @@ static void run_panel(const block *b, const block_tile *tiles, int64_t n, int co
         packed = 1;
     }
     const int64_t next_pixel = b->parts > 0 ? p->v.in * p->h.in * p->in_pixel : b->h.in_step * p->in_pixel;
-    const int64_t next_tile = TILE_ROWS * (copies ? chunk_length(1) + ROW_GAP : next_pixel);
+    const int64_t next_tile = product_rows(p) * (copies ? chunk_length(1) + ROW_GAP : next_pixel);
     const tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? len * vectors * VL : p->w_tap,
                                .w_row = packed ? vectors * VL : p->w_inner,
                                .ahead = next_tile * (int64_t)sizeof(float) };

@@ -25,8 +25,8 @@ INLINE void sum_windows(const int rows, const int vectors, const window_sum *s, 
 {
     const int64_t len = s->len, row = s->row, columns = s->columns, out_pixel = s->out_pixel;
     const pycnn_epilogue epilogue = s->epilogue;
-    const float *x[TILE_ROWS];
-    vec acc[TILE_ROWS][TILE_VECTORS];
+    const float *x[TALL_ROWS];
+    vec acc[TALL_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         x[i] = window[i];
     UNROLL for (int j = 0; j < vectors; j++) {
@@ -83,21 +83,22 @@ static void run_windows(const product *p, const float *packed, int64_t block, in
 {
     const float *windows[WINDOW_TILES * TILE_ROWS];
     float outputs[WINDOW_TILES * TILE_ROWS * PANEL]; /* on their way to planes */
-    const int64_t tiles = ceil_div(pixels, TILE_ROWS), all = panels(p->columns);
+    const int64_t all = panels(p->columns);
     window_sum s = { .taps = p->v.taps, .len = p->len, .row = p->v.dilation * p->h.in * p->in_pixel,
                      .out_pixel = p->planes ? PANEL : p->out_pixel, .epilogue = p->epilogue };
     find_windows(p, first, pixels, windows);
     for (int64_t panel = 0; panel < all; panel++) {
         const int vectors = panel_vectors(p->columns, panel);
+        const float *w = packed + panel_offset(p, 0, panel);
         float *y = p->planes ? outputs : p->out + first * p->out_pixel + panel * PANEL;
         s.columns = MIN(PANEL, p->columns - panel * PANEL);
         if (p->planes)
             prefetch_planes(p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL, s.columns);
         s.bias = p->bias ? p->bias + panel * PANEL : NULL;
+        const int64_t tiles = ceil_div(pixels, tile_rows(s.columns));
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t start = part_start(pixels, t, tiles), rows = part_start(pixels, t + 1, tiles) - start;
-            window_functions[vectors - 1][rows - 1](&s, windows + start, packed + panel_offset(p, 0, panel),
-                                                    y + start * s.out_pixel);
+            window_functions[vectors - 1][rows - 1](&s, windows + start, w, y + start * s.out_pixel);
         }
         if (p->planes)
             store_planes(outputs, PANEL, p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL,

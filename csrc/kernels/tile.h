@@ -38,11 +38,11 @@ typedef struct {
 
 /* All rows of y are read before the first is written: rows 4096 bytes apart would otherwise wait for stores that
  * look like theirs. */
-INLINE void tile_finish(const int rows, const int vectors, vec acc[TILE_ROWS][TILE_VECTORS], const tile_store *out)
+INLINE void tile_finish(const int rows, const int vectors, vec acc[TALL_ROWS][TILE_VECTORS], const tile_store *out)
 {
     const float alpha = out->alpha, old = out->old, *bias = out->bias;
     const int64_t columns = out->columns;
-    float *y[TILE_ROWS];
+    float *y[TALL_ROWS];
     UNROLL for (int i = 0; i < rows; i++)
         y[i] = out->y[i] + out->first;
     UNROLL for (int j = 0; j < vectors; j++) {
@@ -72,14 +72,14 @@ INLINE void tile(const int rows, const int vectors, const tile_input *in, const 
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             __builtin_prefetch(out->y[i] + out->first + j * VL, 1);
-    vec acc[TILE_ROWS][TILE_VECTORS];
+    vec acc[TALL_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             acc[i][j] = (vec){ 0 };
     const float *const *pointers = in->x;
     for (int64_t t = 0; t < in->taps; t++, pointers += in->x_step) {
         const int64_t offset = in->tap[t].offset + range->first;
-        const float *row = w + in->tap[t].tap * range->w_tap, *x[TILE_ROWS];
+        const float *row = w + in->tap[t].tap * range->w_tap, *x[TALL_ROWS];
         UNROLL for (int i = 0; i < rows; i++)
             x[i] = pointers[i] + offset;
         uintptr_t next = (uintptr_t)x[0] + (uintptr_t)range->ahead; /* a number: it may lie outside of the array */
@@ -101,33 +101,39 @@ INLINE void tile(const int rows, const int vectors, const tile_input *in, const 
 /* The functions of a micro-kernel, body(rows, vectors, arguments), for each number of rows and of vectors, which the
  * compiler unrolls; and the table name_functions[vectors - 1][rows - 1]. */
 #define TILE_TABLE(name, body, parameters, arguments)                                                         \
+    TALL_HEIGHTS(TALL_FUNCTION, name, body, parameters, arguments)                                            \
     TILE_HEIGHTS(TILE_FUNCTIONS, name, body, parameters, arguments)                                           \
-    static void (*const name##_functions[TILE_VECTORS][TILE_ROWS]) parameters = {                             \
-        TILE_WIDTHS(TILE_ENTRIES, name)                                                                       \
+    static void (*const name##_functions[TILE_VECTORS][TALL_ROWS]) parameters = {                             \
+        { TALL_HEIGHTS(TILE_ENTRY, name, 1) }, WIDE_TILES(TILE_ENTRIES, name)                                 \
     };
-#define TILE_FUNCTIONS(rows, ...) TILE_WIDTHS(TILE_FUNCTION, rows, __VA_ARGS__)
+#define TALL_FUNCTION(rows, ...) TILE_FUNCTION(1, rows, __VA_ARGS__)
+#define TILE_FUNCTIONS(rows, ...) WIDE_TILES(TILE_FUNCTION, rows, __VA_ARGS__)
 #define TILE_FUNCTION(vectors, rows, name, body, parameters, arguments)                                       \
     static void name##_##rows##x##vectors parameters { body(rows, vectors, TILE_ARGUMENTS arguments); }
 #define TILE_ARGUMENTS(...) __VA_ARGS__
 #define TILE_ENTRIES(vectors, name) { TILE_HEIGHTS(TILE_ENTRY, name, vectors) },
 #define TILE_ENTRY(rows, name, vectors) name##_##rows##x##vectors,
 
-/* T(i, ...) for each number of rows, or of vectors. A macro that is being expanded is not expanded again, and these
- * are nested: hence two sets of them. */
+/* T(i, ...) for each number of rows, of rows of one vector, and of more vectors. */
 #define HEIGHTS_3(T, ...) T(1, __VA_ARGS__) T(2, __VA_ARGS__) T(3, __VA_ARGS__)
 #define HEIGHTS_6(T, ...) HEIGHTS_3(T, __VA_ARGS__) T(4, __VA_ARGS__) T(5, __VA_ARGS__) T(6, __VA_ARGS__)
 #define HEIGHTS_7(T, ...) HEIGHTS_6(T, __VA_ARGS__) T(7, __VA_ARGS__)
 #define HEIGHTS_12(T, ...)                                                                                    \
     HEIGHTS_7(T, __VA_ARGS__) T(8, __VA_ARGS__) T(9, __VA_ARGS__) T(10, __VA_ARGS__) T(11, __VA_ARGS__)        \
     T(12, __VA_ARGS__)
+#define HEIGHTS_14(T, ...) HEIGHTS_12(T, __VA_ARGS__) T(13, __VA_ARGS__) T(14, __VA_ARGS__)
 #define HEIGHTS__(rows, ...) HEIGHTS_##rows(__VA_ARGS__)
 #define HEIGHTS_(rows, ...) HEIGHTS__(rows, __VA_ARGS__)
 #define TILE_HEIGHTS(...) HEIGHTS_(TILE_ROWS, __VA_ARGS__)
-#define WIDTHS_2(T, ...) T(1, __VA_ARGS__) T(2, __VA_ARGS__)
-#define WIDTHS_4(T, ...) WIDTHS_2(T, __VA_ARGS__) T(3, __VA_ARGS__) T(4, __VA_ARGS__)
+#define TALL_HEIGHTS(...) HEIGHTS_(TALL_ROWS, __VA_ARGS__)
+#define WIDTHS_2(T, ...) T(2, __VA_ARGS__)
+#define WIDTHS_4(T, ...) T(2, __VA_ARGS__) T(3, __VA_ARGS__) T(4, __VA_ARGS__)
 #define WIDTHS__(vectors, ...) WIDTHS_##vectors(__VA_ARGS__)
 #define WIDTHS_(vectors, ...) WIDTHS__(vectors, __VA_ARGS__)
-#define TILE_WIDTHS(...) WIDTHS_(TILE_VECTORS, __VA_ARGS__)
+#define WIDE_TILES(...) WIDTHS_(TILE_VECTORS, __VA_ARGS__)
+
+/* Rows of a tile: one vector leaves registers for more of them, whose sums hide each other's latency. */
+INLINE int64_t tile_rows(int64_t columns) { return columns <= VL ? TALL_ROWS : TILE_ROWS; }
 
 TILE_TABLE(tile, tile, (const tile_input *in, const float *w, const tile_range *range, const tile_store *out),
            (in, w, range, out))

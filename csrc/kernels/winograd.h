@@ -123,16 +123,17 @@ INLINE int64_t winograd_len(const winograd *p) { return p->segments * segment_le
  * one set of a cache. */
 INLINE int64_t place_step(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
 INLINE int64_t panel_width(int64_t columns, int64_t panel) { return panel_vectors(columns, panel) * VL; }
+INLINE int64_t widest_panel(const winograd *p) { return panel_width(p->columns, 0); }
 
 /* ---- v, of a range of patches in groups of rows: [e][group][l / VL][row][VL] */
 
 typedef struct { int64_t first, patches, groups; } patch_range;
 
-static patch_range patch_part(int64_t patches, int64_t part, int64_t parts)
+static patch_range patch_part(const winograd *p, int64_t part, int64_t parts)
 {
-    patch_range r = { .first = part_start(patches, part, parts) };
-    r.patches = part_start(patches, part + 1, parts) - r.first;
-    r.groups = ceil_div(r.patches, TILE_ROWS);
+    patch_range r = { .first = part_start(p->patches, part, parts) };
+    r.patches = part_start(p->patches, part + 1, parts) - r.first;
+    r.groups = ceil_div(r.patches, tile_rows(p->columns));
     return r;
 }
 INLINE int64_t group_start(const patch_range *r, int64_t g) { return part_start(r->patches, g, r->groups); }
@@ -298,19 +299,19 @@ static void transform_filters(const winograd *p, const float *w, int64_t panel, 
 /* ---- m = v u, or m += v u, of one place and group: [row][vectors] */
 
 /* What is fetched meanwhile: a line with every l. */
-typedef struct { const char *from; int64_t step; } fetched;
+typedef struct { uintptr_t at; int64_t step; } fetched; /* a number: it may lie outside of the array */
 
 INLINE void place_product(const int rows, const int vectors, int64_t len, const float *v, const float *u, float *m,
                           int64_t add, fetched next)
 {
-    vec acc[TILE_ROWS][TILE_VECTORS];
+    vec acc[TALL_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
             acc[i][j] = (vec){ 0 };
     for (; len > 0; len -= VL, v += (rows - 1) * VL)
-        for (int64_t l = 0; l < VL; l++, v++, u += vectors * VL, next.from += next.step) {
+        for (int64_t l = 0; l < VL; l++, v++, u += vectors * VL, next.at += (uintptr_t)next.step) {
             vec b[TILE_VECTORS];
-            __builtin_prefetch(next.from, 0, 2);
+            __builtin_prefetch((const void *)next.at, 0, 2);
             UNROLL for (int j = 0; j < vectors; j++)
                 b[j] = load(u + j * VL);
             UNROLL for (int i = 0; i < rows; i++) {
@@ -329,16 +330,23 @@ INLINE void place_product(const int rows, const int vectors, int64_t len, const 
 TILE_TABLE(place, place_product, (int64_t len, const float *v, const float *u, float *m, int64_t add, fetched next),
            (len, v, u, m, add, next))
 
+/* From a place's products, [patch][width], to the next one's. */
+INLINE int64_t products_step(const winograd *p, const patch_range *r)
+{
+    return place_step(r->patches * widest_panel(p));
+}
+
 /* All places of a range of patches, for l0..l1 of one panel whose rows of u begin at l0: m is [e][patch][width]. */
 static void multiply_places(const winograd *p, const patch_range *r, int64_t panel, int64_t l0, int64_t l1,
                             const float *v, const float *u, int64_t u_step, float *m)
 {
-    const int64_t len = winograd_len(p), v_step = place_step(r->patches * len), m_step = place_step(r->patches * PANEL);
+    const int64_t len = winograd_len(p), v_step = place_step(r->patches * len), m_step = products_step(p, r);
     const int64_t width = panel_width(p->columns, panel), share = (l1 - l0) * width / r->groups;
     for (int64_t e = 0; e < PLACES; e++, v += v_step, u += u_step, m += m_step)
         for (int64_t g = 0; g < r->groups; g++) {
             const int64_t start = group_start(r, g), rows = group_rows(r, g);
-            const fetched next = { (const char *)(u + u_step + g * share), share / (l1 - l0) * (int64_t)sizeof(float) };
+            const fetched next = { (uintptr_t)u + (uintptr_t)(u_step + g * share) * sizeof(float),
+                                   share / (l1 - l0) * (int64_t)sizeof(float) };
             place_functions[width / VL - 1][rows - 1](l1 - l0, v + start * len + l0 * rows, u, m + start * width, l0 > 0,
                                                       next);
         }
@@ -397,23 +405,26 @@ static void store_patches(const winograd *p, const patch_range *r, int64_t panel
         for (int64_t j = 0; j < width && o.rows > 0; j += VL) {
             const int64_t n = p->columns - first - j;
             const vec shift = bias ? load_n(bias + first + j, n) : splat(0);
-            transform_outputs(m + i * width + j, place_step(r->patches * PANEL), shift, p->epilogue, o.out + j, o.row_step,
+            transform_outputs(m + i * width + j, products_step(p, r), shift, p->epilogue, o.out + j, o.row_step,
                               o.pixel_step, o.rows, o.columns, n);
         }
     }
 }
 
-/* One vector of columns, n of them, of a patch to as many planes. */
-INLINE void store_square(const float *square, const patch_outputs *o, float *to, int64_t plane, int64_t n)
+enum { RUN_PATCHES = 4, RUN_PIXELS = RUN_PATCHES * PATCH };
+
+/* One vector of columns, n of them, of neighbouring patches to as many planes; a row has so many pixels. */
+INLINE void store_run(const float *outputs, const patch_outputs *o, int64_t pixels, int64_t plane, int64_t n)
 {
-    for (int64_t i = 0; i < o->rows; i++, square += PATCH * VL, to += o->row_step) {
-        if (o->pixel_step == 1 && o->columns == PATCH && n >= VL)
-            UNROLL for (int l = 0; l < VL; l += 4)
-                transpose_4x4(square + l, VL, to + l * plane, plane);
+    float *to = o->out;
+    for (int64_t i = 0; i < o->rows; i++, outputs += RUN_PIXELS * VL, to += o->row_step) {
+        if (o->pixel_step == 1)
+            for (int64_t l = 0; l < MIN(VL, n); l += SQUARE)
+                transpose_matrix(outputs + l, VL, to + l * plane, plane, pixels, MIN(SQUARE, n - l));
         else
-            for (int64_t j = 0; j < o->columns; j++)
+            for (int64_t j = 0; j < pixels; j++)
                 for (int64_t l = 0; l < MIN(VL, n); l++)
-                    to[l * plane + j * o->pixel_step] = square[j * VL + l];
+                    to[l * plane + j * o->pixel_step] = outputs[j * VL + l];
     }
 }
 
@@ -425,12 +436,16 @@ static void store_patches_to_planes(const winograd *p, const patch_range *r, int
     for (int64_t j = 0; j < width; j += VL) {
         const int64_t column = panel * PANEL + j, n = p->columns - column;
         const vec shift = bias ? load_n(bias + column, n) : splat(0);
-        for (int64_t i = 0; i < r->patches; i++) {
-            const patch_outputs o = find_outputs(p, r->first + i, out + column * plane);
-            float square[PATCH * PATCH * VL];
-            transform_outputs(m + i * width + j, place_step(r->patches * PANEL), shift, p->epilogue, square, PATCH * VL,
-                              VL, o.rows, PATCH, VL);
-            store_square(square, &o, o.out, plane, n);
+        for (int64_t i = 0, run; i < r->patches; i += run) {
+            const int64_t first = r->first + i, left_in_line = p->across - first % p->across;
+            run = MIN(RUN_PATCHES, MIN(r->patches - i, left_in_line));
+            const patch_outputs o = find_outputs(p, first, out + column * plane);
+            const patch_outputs last = find_outputs(p, first + run - 1, out + column * plane);
+            float outputs[PATCH * RUN_PIXELS * VL];
+            for (int64_t q = 0; q < run; q++)
+                transform_outputs(m + (i + q) * width + j, products_step(p, r), shift, p->epilogue,
+                                  outputs + q * PATCH * VL, RUN_PIXELS * VL, VL, o.rows, PATCH, VL);
+            store_run(outputs, &o, (run - 1) * PATCH + last.columns, plane, n);
         }
     }
 }
@@ -476,8 +491,9 @@ static winograd_space winograd_layout(const winograd *p)
     const int64_t len = winograd_len(p), all = panels(p->columns);
     winograd_space s = { .zeros = line_floats(p->channels) };
     if (keeps_weights(p)) { /* blocks of whole groups */
-        const int64_t groups = MAX(1, CACHE_FLOATS / (PLACES * (len + PANEL) * TILE_ROWS));
-        s.parts = MAX(ceil_div(p->patches, groups * TILE_ROWS), MIN(LEAST_TASKS, ceil_div(p->patches, 2 * TILE_ROWS)));
+        const int64_t rows = tile_rows(p->columns);
+        const int64_t groups = MAX(1, CACHE_FLOATS / (PLACES * (len + widest_panel(p)) * rows));
+        s.parts = MAX(ceil_div(p->patches, groups * rows), MIN(LEAST_TASKS, ceil_div(p->patches, 2 * rows)));
         s.chunk = len;
         s.shared = p->prepacked ? 0 : all_floats_u(p);
         s.own = PLACES * place_step(ceil_div(p->patches, s.parts) * len);
@@ -487,7 +503,7 @@ static winograd_space winograd_layout(const winograd *p)
         s.shared = s.parts * PLACES * place_step(ceil_div(p->patches, s.parts) * len);
         s.own = PLACES * place_step(s.chunk * PANEL);
     }
-    s.m = PLACES * place_step(ceil_div(p->patches, s.parts) * PANEL);
+    s.m = PLACES * place_step(ceil_div(p->patches, s.parts) * widest_panel(p));
     return s;
 }
 
@@ -515,7 +531,7 @@ static void winograd_blocks(const winograd *p, const winograd_space *s, float *o
     const int64_t u_step = place_step(len * PANEL);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t block = 0; block < s->parts; block++) {
-        const patch_range r = patch_part(p->patches, block, s->parts);
+        const patch_range r = patch_part(p, block, s->parts);
         for (int64_t g = 0; g < r.groups; g++)
             for (int64_t row = 0; row < group_rows(&r, g); row++)
                 transform_patch(p, in, zeros, &r, g, row, v);
@@ -535,14 +551,14 @@ static void winograd_panels(const winograd *p, const winograd_space *s, float *o
 #pragma omp for schedule(static)
     for (int64_t patch = 0; patch < p->patches; patch++) {
         const int64_t part = part_holding(p->patches, patch, s->parts);
-        const patch_range r = patch_part(p->patches, part, s->parts);
+        const patch_range r = patch_part(p, part, s->parts);
         const int64_t g = part_holding(r.patches, patch - r.first, r.groups);
         transform_patch(p, in, zeros, &r, g, patch - r.first - group_start(&r, g), v + part * v_part);
     }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < all * s->parts; task++) {
         const int64_t panel = task / s->parts, part = task % s->parts;
-        const patch_range r = patch_part(p->patches, part, s->parts);
+        const patch_range r = patch_part(p, part, s->parts);
         for (int64_t l0 = 0; l0 < len; l0 += s->chunk) {
             const int64_t l1 = MIN(len, l0 + s->chunk);
             transform_filters(p, w, panel, l0, l1, u, u_step);

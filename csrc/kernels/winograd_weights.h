@@ -174,7 +174,7 @@ static void store_gradient(const winograd_outer *o, int64_t panel, int64_t l0, i
 static void sum_patches(const winograd_outer *o, int64_t panel, int64_t l0, int64_t l1, int64_t n, int adds,
                         const float *v, const float *d, float *du)
 {
-    const int64_t width = panel_width(o->p.columns, panel), blocks = ceil_div(l1 - l0, TILE_ROWS);
+    const int64_t width = panel_width(o->p.columns, panel), blocks = ceil_div(l1 - l0, tile_rows(o->p.columns));
     outer_tile t = { .images = 1, .rows = 1, .n = n, .x_step = o->v_row, .out_row = width, .columns = width,
                      .adds = adds, .ahead = (const char *)v };
     for (int64_t e = 0; e < PLACES; e++) {
