@@ -41,7 +41,7 @@ typedef struct {
 } product;
 
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, PACK_STRIP = 64, PACK_PANELS = 8, PANEL = TILE_VECTORS * VL, ROW_GAP = 17 };
-enum { CHUNK = 512, TASKS_A_THREAD = 4, TILES_IN_PLACE = 12 };
+enum { CHUNK = 512, TASKS_A_THREAD = 4, TILES_IN_PLACE = 6 * TILE_VECTORS };
 enum { SHORT_SUM = 128, MANY_OUTPUTS = 524288, COPIED_PANELS = 4, MANY_WEIGHTS = 1 << 22, MOST_TILES = 24 };
 
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
