@@ -455,6 +455,24 @@ def test_conv2d_depthwise_rows_read_where_they_lie(channels, width):
         check_conv2d((2, channels, 7, width), (channels, 1, *kernel), groups=channels, **options)
 
 
+@pytest.mark.parametrize("channels", [16, 48, 256])
+def test_conv2d_depthwise_rows_of_a_stride_read_where_they_lie(channels):
+    """Twenty outputs a row and more: taps that read neighbours and taps that do not, outputs at the ends that see
+    padding alone, columns that no output reads, and as many channels as are read so, or are not."""
+    for width, kernel, options in (
+        (40, (3, 3), {"padding": 1, "stride": 2}),
+        (45, (3, 3), {"stride": 2}),
+        (41, (5, 5), {"padding": 2, "stride": 2}),
+        (63, (2, 4), {"padding": ((0, 1), (5, 0)), "stride": (1, 3)}),
+        (44, (3, 3), {"padding": (2, 6), "stride": (3, 2), "dilation": (1, 2)}),
+        (64, (3, 1), {"padding": ((0, 0), (0, 8)), "stride": 3}),
+    ):
+        for more in (0, 16):
+            check_conv2d(
+                (1, channels + more, 7, width), (channels + more, 1, *kernel), groups=channels + more, **options
+            )
+
+
 @pytest.mark.parametrize(("channels", "filters"), [(1, 2), (3, 1), (1, 5), (4, 4), (5, 7), (8, 8), (17, 3), (32, 18)])
 def test_conv2d_of_small_groups_on_planes(channels, filters):
     """Contiguous planes of 64 outputs and more: rows that follow each other and rows that begin a vector, one band of

@@ -582,8 +582,10 @@ static void output_tiles(grouped_worker *t, const grouped_task *k, const float *
     const int64_t below = MAX(0, MIN(last + 1, v->in - rows_ahead(t->g)));
     const int64_t x_ahead = ((k->image * v->in + below) * h->in + s->low) * pixel;
     float *y = out + (k->image * v->out + k->o) * h->out * pixel + channel;
-    grouped_row row = { .steps = t->steps, .ends = t->ends, .y_step = pixel, .lanes = VL,
-                        .x_step = s->step * pixel, .x = in + channel + s->lead * s->step * pixel, .y = y + s->lead * pixel, .epilogue = t->g->epilogue };
+    grouped_row row = { .steps = t->steps, .ends = t->ends, .x_step = s->step * pixel, .y_step = pixel, .lanes = VL,
+                        .epilogue = t->g->epilogue };
+    row.x = in + channel + s->lead * row.x_step;
+    row.y = y + s->lead * row.y_step;
     list_steps(t, k, in, t->phases);
     make_tiles(t, k, packed, row, h->out - s->lead - s->trail, x_ahead, h->out * pixel);
     for (int64_t i = 0; i < s->lead + s->trail; i++) {

@@ -40,7 +40,8 @@ typedef struct {
     int64_t planes;                  /* whether `out` has contiguous planes; of a forward product */
 } product;
 
-enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, PACK_STRIP = 64, PACK_PANELS = 8, PANEL = TILE_VECTORS * VL, ROW_GAP = 17 };
+enum { PANEL = TILE_VECTORS * VL, PACK_STRIP = 64, PACK_PANELS = 8 };
+enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, ROW_GAP = 17 };
 enum { CHUNK = 512, TASKS_A_THREAD = 4, TILES_IN_PLACE = 6 * TILE_VECTORS };
 enum { SHORT_SUM = 128, MANY_OUTPUTS = 524288, COPIED_PANELS = 4, MANY_WEIGHTS = 1 << 22, MOST_TILES = 24 };
 
@@ -61,7 +62,8 @@ INLINE int64_t strip_length(int64_t taps) { return chunk_length(taps) % PACK_STR
  * that those of a tall tile drive each other out. */
 INLINE int copies_rows(const product *p)
 {
-    return product_taps(p) == 1 && (p->in_channel != 1 || p->in_pixel * p->h.stride % (TILE_VECTORS > 2 ? 1024 : 2048) == 0);
+    const int64_t apart = TILE_VECTORS > 2 ? 1024 : 2048;
+    return product_taps(p) == 1 && (p->in_channel != 1 || p->in_pixel * p->h.stride % apart == 0);
 }
 INLINE int64_t product_pixels(const product *p) { return p->images * p->v.out * p->h.out; }
 
