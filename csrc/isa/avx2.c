@@ -9,7 +9,6 @@
 #define TILE_ROWS 6
 #define TILE_VECTORS 2
 #define TALL_ROWS 12
-#define CACHE_FLOATS 81920
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,prfchw"))), apply_to = function)

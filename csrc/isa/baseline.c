@@ -6,7 +6,6 @@
 #define TILE_ROWS 3
 #define TILE_VECTORS 4
 #define TALL_ROWS 6
-#define CACHE_FLOATS 81920
 
 #if defined(__SSE2__)
 #include <emmintrin.h>

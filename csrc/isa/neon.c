@@ -7,7 +7,6 @@
 #define TILE_ROWS 12
 #define TILE_VECTORS 2
 #define TALL_ROWS 12
-#define CACHE_FLOATS 81920
 
 #include "../kernels/all.h"
 #else

@@ -117,12 +117,12 @@ static void add_block(const band *b, int64_t oh, int64_t r0, int64_t r1, int64_t
 {
     const pycnn_conv2d *d = b->d;
     const spread_cut *c = b->c;
-    const int64_t all = (r1 - r0) * d->c, tiles = ceil_div(all, TILE_ROWS);
+    const int64_t all = (r1 - r0) * d->c, tiles = ceil_div(all, tile_rows(c->lanes));
     for (int64_t tile = 0; tile < tiles; tile++) {
         const int64_t row = part_start(all, tile, tiles), rows = part_start(all, tile + 1, tiles) - row;
         int64_t r = r0 + row / d->c, channel = row % d->c;
         spread_tile t = { .pitch = c->pitch, .k = k, .w_tap = b->w_tap };
-        float *y[TILE_ROWS];
+        float *y[TALL_ROWS];
         for (int64_t i = 0; i < rows; i++) {
             t.x[i] = b->w + r * d->s * b->w_tap + channel * b->w_c + k0;
             y[i] = b->ring + (oh * d->stride_h + r * d->dilation_h) % c->ring * c->row + channel * c->plane + i0;

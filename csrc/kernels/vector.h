@@ -7,6 +7,11 @@ typedef float vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(4), ma
 
 enum { VL = VEC_BYTES / 4 };
 
+/* What a thread may keep in L2, as blocks are cut. */
+#ifndef CACHE_FLOATS
+#define CACHE_FLOATS 81920
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
