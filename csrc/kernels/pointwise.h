@@ -234,7 +234,7 @@ static void run_pointwise(const pointwise *p, float *y, const float *x, const fl
             copy_planes(&block, x + l0 * p->in_pixels, p->in_pixels, l1 - l0, own, p->longest * PANEL);
             for (int64_t t = 0; t < tiles; t++) {
                 const int64_t start = part_start(rows, t, tiles), count = part_start(rows, t + 1, tiles) - start;
-                range.ahead = count * p->w_row * (int64_t)sizeof(float);
+                fetch_rows(&range, count, p->w_row);
                 call_planes(next ? &block : &after, x + next_l * p->in_pixels, p->in_pixels, next_planes, t, tiles);
                 run_filters(p, &block, y, filters, bias, own, first + start, count, &range);
             }
@@ -291,8 +291,8 @@ INLINE void run_rows(const row_tiles *r, const float *panels, int64_t first, int
             y[i] = r->y + (start + i) * r->y_row;
         }
         const tile_input in = { .taps = 1, .tap = &only_tap, .x = x };
-        const tile_range range = { .first = first, .len = len, .w_row = PANEL,
-                                   .ahead = count * r->x_row * (int64_t)sizeof(float) };
+        tile_range range = { .first = first, .len = len, .w_row = PANEL };
+        fetch_rows(&range, count, r->x_row);
         for (int64_t j = 0; j < r->columns; j += PANEL, panel += len * PANEL) {
             const int64_t columns = MIN(PANEL, r->columns - j);
             const tile_store out = { .y = y, .first = j, .columns = columns, .alpha = 1, .old = adds };

@@ -497,6 +497,21 @@ static void copy_panels(const block *b, int64_t first, int64_t count, int64_t l0
         }
 }
 
+/* What n tiles fetch from memory or a slow cache while they are busy: the next tile's rows, or, once these are near,
+ * each a share of the packed panel that comes next. */
+static void fetch_ahead(const block *b, int copies, int64_t panel, int64_t n, tile_range *range)
+{
+    const product *p = b->p;
+    const int64_t next_pixel = b->parts > 0 ? p->v.in * p->h.in * p->in_pixel : b->h.in_step * p->in_pixel;
+    const int rows_are_near = copies || panel > b->first_panel;
+    fetch_rows(range, product_rows(p), copies ? chunk_length(1) + ROW_GAP : next_pixel);
+    if (rows_are_near && panel >= first_packed_panel(p) && panel + 1 < b->last_panel) {
+        range->fetches_weights = 1;
+        range->ahead = product_taps(p) * range->w_tap * (int64_t)sizeof(float);
+        range->ahead_step = ceil_div(range->w_row, n) * (int64_t)sizeof(float);
+    }
+}
+
 /* One panel of one chunk of l, by some tiles, whose rows may be copies. */
 static void run_panel(const block *b, const block_tile *tiles, int64_t n, int copies, int64_t panel, int64_t l0,
                       int64_t len)
@@ -514,11 +529,9 @@ static void run_panel(const block *b, const block_tile *tiles, int64_t n, int co
         w = b->panel + place * product_taps(p) * len * PANEL;
         packed = 1;
     }
-    const int64_t next_pixel = b->parts > 0 ? p->v.in * p->h.in * p->in_pixel : b->h.in_step * p->in_pixel;
-    const int64_t next_tile = product_rows(p) * (copies ? chunk_length(1) + ROW_GAP : next_pixel);
-    const tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? len * vectors * VL : p->w_tap,
-                               .w_row = packed ? vectors * VL : p->w_inner,
-                               .ahead = next_tile * (int64_t)sizeof(float) };
+    tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? len * vectors * VL : p->w_tap,
+                         .w_row = packed ? vectors * VL : p->w_inner };
+    fetch_ahead(b, copies, panel, n, &range);
     tile_store out = { .first = (p->planes ? panel - b->first_panel : panel) * PANEL,
                        .columns = MIN(PANEL, p->columns - panel * PANEL), .alpha = p->alpha, .old = l0 ? 1 : p->beta };
     if (p->bias && l0 == 0)
@@ -528,6 +541,8 @@ static void run_panel(const block *b, const block_tile *tiles, int64_t n, int co
     for (int64_t t = 0; t < n; t++) {
         out.y = tiles[t].y;
         tile_functions[vectors - 1][tiles[t].rows - 1](&tiles[t].in, w, &range, &out);
+        if (range.fetches_weights)
+            range.ahead += len * range.ahead_step;
     }
 }
 

@@ -23,8 +23,16 @@ typedef struct {
 /* The part of l that a call sums over: float first + l of each row times w[tap * w_tap + l * w_row + j]. */
 typedef struct {
     int64_t first, len, w_tap, w_row;
-    int64_t ahead;       /* bytes from a tile's rows to those of the next tile, which are fetched meanwhile */
+    int fetches_weights;        /* which of a tap's are fetched meanwhile: weights, or rows */
+    int64_t ahead, ahead_step;  /* they lie so many bytes behind those in use, and further with every l */
 } tile_range;
+
+/* The next tile's rows are fetched: so many, which lie `row` floats apart. */
+INLINE void fetch_rows(tile_range *range, int64_t rows, int64_t row)
+{
+    range->ahead = rows * row * (int64_t)sizeof(float);
+    range->ahead_step = rows * (int64_t)sizeof(float);
+}
 
 typedef struct {
     float *const *y;     /* where each row begins */
@@ -82,10 +90,11 @@ INLINE void tile(const int rows, const int vectors, const tile_input *in, const 
         const float *row = w + in->tap[t].tap * range->w_tap, *x[TALL_ROWS];
         UNROLL for (int i = 0; i < rows; i++)
             x[i] = pointers[i] + offset;
-        uintptr_t next = (uintptr_t)x[0] + (uintptr_t)range->ahead; /* a number: it may lie outside of the array */
-        for (int64_t l = 0; l < len; l++, row += w_row, next += rows * sizeof(float)) {
+        /* a number: it may lie outside of the array */
+        uintptr_t ahead = (uintptr_t)(range->fetches_weights ? row : x[0]) + (uintptr_t)range->ahead;
+        for (int64_t l = 0; l < len; l++, row += w_row, ahead += (uintptr_t)range->ahead_step) {
             vec b[TILE_VECTORS];
-            __builtin_prefetch((const void *)next);
+            __builtin_prefetch((const void *)ahead);
             UNROLL for (int j = 0; j < vectors; j++)
                 b[j] = load(row + j * VL);
             UNROLL for (int i = 0; i < rows; i++) {
