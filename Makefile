@@ -14,6 +14,7 @@ AARCH64_CC := aarch64-linux-gnu-gcc
 TORCH ?= torch
 # Tests of what is the same on all instruction sets: they run on the first one alone.
 ANY_SET := benchmarks cli datasets docs examples image_folder notebook plot
+OTHER_SETS := $(ANY_SET:%=--ignore=tests/test_%.py)
 
 # Nothing may import the sources that lie in this folder instead of what is installed.
 export PYTHONSAFEPATH := 1
@@ -42,10 +43,14 @@ $(VENV)/.tools: $(VENV)/.installed
 	$(BIN)/pip install --quiet "$$(ls dist/*.whl)[test,dev,docs]"
 	touch $@
 
+# The first instruction set's tests are shown as they run; those of the others run meanwhile, and are shown after them.
 test: $(VENV)/.tools lint smoke
-	skipped= && isas=$$($(BIN)/python -c "from pycnn import native; print(*native.usable_instruction_sets())") && \
-	for isa in $$isas; do echo "instruction set $$isa" && \
-		PYCNN_ISA=$$isa $(BIN)/pytest $$skipped || exit 1; skipped="$(ANY_SET:%=--ignore=tests/test_%.py)"; done
+	sets=$$($(BIN)/python -c "from pycnn import native; print(*native.usable_instruction_sets())") || exit 1; \
+	set -- $$sets; first=$$1; shift; \
+	(for isa; do echo "instruction set $$isa" && PYCNN_ISA=$$isa $(BIN)/pytest $(OTHER_SETS) || exit 1; done) \
+		> $(VENV)/test.log 2>&1 & \
+	others=$$!; echo "instruction set $$first"; PYCNN_ISA=$$first $(BIN)/pytest; status=$$?; \
+	wait $$others && others=0 || others=1; cat $(VENV)/test.log; exit $$((status + others))
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

@@ -212,10 +212,13 @@ def avg_pool_backward(shape: tuple[int, ...], kernel: int = 2, stride: int = 2, 
 
 
 def global_avg_pool(shape: tuple[int, ...]) -> Operation:
+    n, c, h, w = shape
     x = normal(*shape)
 
     def ours(o: Ours) -> None:
-        calls.global_pool2d(o.builder, "global_avg_pool2d", shape, [o.new("y", shape[:2]), o.image("x")])
+        sizes = shape if o.channels_last else (n * c, 1, 1, h * w)
+        x = o.image("x") if o.channels_last else o.given("x")
+        calls.global_pool2d(o.builder, "global_avg_pool2d", sizes, [o.new("y", shape[:2]), x])
 
     def peer(t: Tensors) -> list:
         y = aten.mean(t["x"], [2, 3])

@@ -365,9 +365,16 @@ def avg_pool2d_backward(
     return dx
 
 
+def _as_images(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of contiguous planes (N, C, H, W), each taken for an image of one channel."""
+    n, c, h, w = shape
+    return n * c, 1, 1, h * w
+
+
 @_plan
 def _global_avg_pool2d_plan(b: PlanBuilder, shape: tuple[int, ...], last: bool) -> None:
-    calls.global_pool2d(b, "global_avg_pool2d", shape, [b.external("y"), _load(b, "x", shape, last)])
+    sizes = shape if last else _as_images(shape)
+    calls.global_pool2d(b, "global_avg_pool2d", sizes, [b.external("y"), b.external("x")])
 
 
 def global_avg_pool2d(x: Any) -> Array:
@@ -381,9 +388,8 @@ def global_avg_pool2d(x: Any) -> Array:
 
 @_plan
 def _global_avg_pool2d_backward_plan(b: PlanBuilder, shape: tuple[int, ...]) -> None:
-    n, c, h, w = shape
-    planes = n * c, 1, 1, h * w  # images of one channel
-    calls.global_pool2d(b, "global_avg_pool2d_backward", planes, [b.external("dx"), b.external("dy")])
+    args = [b.external("dx"), b.external("dy")]
+    calls.global_pool2d(b, "global_avg_pool2d_backward", _as_images(shape), args)
 
 
 def global_avg_pool2d_backward(dy: Any, input_shape: Any) -> Array:
@@ -459,12 +465,14 @@ def _gemm_output(out: Array | None, shape: tuple[int, int], beta: float, inputs:
         if beta:
             raise ValueError(f"[gemm] beta is {beta}, which needs out, the matrix to be scaled and added")
         return _cleared(shape, inputs)
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32:
+    if not isinstance(out, np.ndarray) or out.dtype != shapes.FLOAT32:
         raise TypeError(f"[gemm] out must be a float32 array, got {getattr(out, 'dtype', type(out).__name__)}")
     shapes.expect_shape("gemm", "out", out.shape, shape)
-    if not out.flags.writeable:
+    flags, (a, b) = out.flags, inputs
+    if not flags.writeable:
         raise ValueError("[gemm] out must be writable")
-    usable = out.flags.c_contiguous and out.flags.aligned and not any(np.may_share_memory(out, i) for i in inputs)
+    shared = np.may_share_memory(out, a) or np.may_share_memory(out, b)
+    usable = flags.c_contiguous and flags.aligned and not shared
     return out if usable else (np.array(out, order="C") if beta else _cleared(shape, inputs))
 
 

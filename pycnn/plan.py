@@ -288,5 +288,5 @@ _scratch = _Scratch()
 def run_once(plan: Plan, arrays: dict[str, np.ndarray]) -> None:
     """Runs a whole plan on these arrays with this thread's scratch memory."""
     arena = _scratch.get(plan.arena_bytes)  # kept: a finalizer or signal handler could ask for a larger one meanwhile
-    bases = [arena.pointer, *(ffi.from_buffer(arrays[name]) for name in plan.externals)]
+    bases = [arena.pointer, *map(ffi.from_buffer, map(arrays.__getitem__, plan.externals))]
     lib.pycnn_run(plan._calls, 0, plan.length, bases, plan.threads)

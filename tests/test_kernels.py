@@ -130,7 +130,7 @@ def test_pooling_with_known_windows_at_random_shapes(shape, kernel_size, options
 
 
 @pytest.mark.parametrize("channels", [1, 3, VL + 1, 4 * VL, 9 * VL + 2])
-@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 17), (4, 4), (6, 7), (3, 11)])
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 17), (4, 4), (6, 7), (3, 11), (23, 29)])
 def test_global_pooling(channels, h, w):
     shape = (3, channels, h, w)
     x, dy = normal(shape), normal(shape[:2], "dy")

@@ -123,14 +123,27 @@ INLINE void transpose_tile(const float *from, int64_t from_row, float *to, int64
         }
 }
 
+/* Calls what a tile will write, at `offset`, which may lie outside of the array: its lines are more than a processor sees
+ * coming, and a line is fetched before a part of it is written. */
+INLINE void prefetch_rows(const float *to, int64_t offset, int64_t to_row)
+{
+    const uintptr_t at = (uintptr_t)to + (uintptr_t)offset * sizeof(float);
+    for (int64_t i = 0; i < TILE_SIDE; i++)
+        __builtin_prefetch((const void *)(at + (uintptr_t)(i * to_row) * sizeof(float)), 1);
+}
+
 /* rows, columns >= 4; `wide` says that the matrix has more columns than rows. */
 INLINE void transpose_block(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
                             int64_t columns, int wide)
 {
     const int64_t whole_rows = rows / TILE_SIDE * TILE_SIDE, whole_columns = columns / TILE_SIDE * TILE_SIDE;
-    for (int64_t a = 0; a < (wide ? whole_rows : whole_columns); a += TILE_SIDE)
-        for (int64_t b = 0; b < (wide ? whole_columns : whole_rows); b += TILE_SIDE) {
+    const int64_t short_end = wide ? whole_rows : whole_columns, long_end = wide ? whole_columns : whole_rows;
+    for (int64_t a = 0; a < short_end; a += TILE_SIDE)
+        for (int64_t b = 0; b < long_end; b += TILE_SIDE) {
             const int64_t i = wide ? a : b, j = wide ? b : a;
+            const int is_last = a + TILE_SIDE >= short_end; /* the next block follows along the longer side */
+            const int64_t next_a = is_last ? 0 : a + TILE_SIDE, next_b = is_last ? b + long_end : b;
+            prefetch_rows(to, (wide ? next_b : next_a) * to_row + (wide ? next_a : next_b), to_row);
             transpose_tile(from + i * from_row + j, from_row, to + j * to_row + i, to_row, wide);
         }
     if (whole_rows < rows) {

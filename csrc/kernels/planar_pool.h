@@ -3,8 +3,9 @@
  * Forward, windows of 2 x 2 side by side without padding: for each plane (shared among threads), row of outputs, vector
  *            of them: the even and the odd floats of two rows of x, in the order of the window.
  * Backward, whatever the windows were: for each plane (shared among threads): if it is twice as high and wide as dy, as
- *            if the windows had been those of forward; after the first rows and at the end, if an argmax was not in its
- *            window, or if sizes are others, the plane is cleared, and each gradient goes where its argmax says. */
+ *            if the windows had been those of forward; if an argmax was not in its window, from that plane on, or if
+ *            sizes are others or rows leave most of a vector empty, the plane is cleared, and each gradient goes where
+ *            its argmax says. */
 
 /* A vector of windows covers 2 VL floats of each of two rows of x, of which the second VL begin `high` floats after the
  * first; `place`: where each window begins, from the first one's place. Where rows have as many floats as a vector lanes,
@@ -99,8 +100,6 @@ INLINE int share_out_pairs(const pycnn_pool2d *d, const window_vectors *v, float
         }
         if (d->w > 2 * d->ow)
             top[2 * d->ow] = top[d->w + 2 * d->ow] = 0;
-        if (oh == 0 && any_lane(outside))
-            return 0;
     }
     clear_floats(dx + 2 * d->oh * d->w, (d->h - 2 * d->oh) * d->w);
     return !any_lane(outside);
@@ -111,8 +110,8 @@ static void planar_max_pool2d_backward(const void *desc, void *const *args)
 {
     const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
     const int64_t inputs = d->h * d->w, outputs = d->oh * d->ow;
-    const int pairs = d->h / 2 == d->oh && d->w / 2 == d->ow;
     const window_vectors v = vectors_of(d);
+    int pairs = d->h / 2 == d->oh && d->w / 2 == d->ow && v.rows * d->ow >= VL / 2;
 #pragma omp for schedule(static)
     for (int64_t plane = 0; plane < d->n * d->c; plane++) {
         float *dx = (float *)args[0] + plane * inputs;
@@ -120,6 +119,7 @@ static void planar_max_pool2d_backward(const void *desc, void *const *args)
         const int32_t *argmax = (const int32_t *)args[2] + plane * outputs;
         if (pairs && share_out_pairs(d, &v, dx, dy, argmax))
             continue;
+        pairs = 0;
         memset(dx, 0, sizeof(float) * (size_t)inputs);
         for (int64_t i = 0; i < outputs; i++)
             dx[argmax[i]] += dy[i];

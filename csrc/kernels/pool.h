@@ -441,6 +441,20 @@ INLINE void mean_of_pixels(float *y, const float *x, int64_t pixels, int64_t cha
         store_n(y + v * VL, total[v] / (float)pixels, n - v * VL);
 }
 
+/* The same of a plane of one channel. */
+static float mean_of_plane(const float *x, int64_t pixels)
+{
+    enum { CHUNK_FLOATS = MEAN_CHUNK * VL };
+    vec total = splat(0);
+    for (int64_t first = 0; first < pixels; first += CHUNK_FLOATS) {
+        vec sum = splat(0);
+        for (int64_t i = first; i < MIN(pixels, first + CHUNK_FLOATS); i += VL)
+            sum = sum + load_n(x + i, pixels - i);
+        total = total + sum;
+    }
+    return lane_sum(total) / (float)pixels;
+}
+
 /* y (N, C), x */
 static void global_avg_pool2d(const void *desc, void *const *args)
 {
@@ -453,7 +467,9 @@ static void global_avg_pool2d(const void *desc, void *const *args)
         const int64_t image = task / strips, first = task % strips * strip;
         const float *from = x + image * pixels * channels;
         float *to = y + image * channels;
-        if (first + strip <= channels)
+        if (channels == 1)
+            *to = mean_of_plane(from, pixels);
+        else if (first + strip <= channels)
             mean_of_pixels(to + first, from + first, pixels, channels, strip, MEAN_STRIP);
         else
             for (int64_t c = first, n; c < channels; c += n) {

@@ -153,32 +153,32 @@ LANES_OF(odd_lanes, 2 * i + 1)
 LANES_OF(low_pairs, i / 2 + i % 2 * VL)
 LANES_OF(high_pairs, i / 2 + VL / 2 + i % 2 * VL)
 
-/* Each lane gets lane l of the 2^i lanes that it is one of; both are constants. */
+/* Lane i gets lane `from` of v, an expression of i and constants. */
 #if defined(__clang__)
-INLINE vec spread_lane(vec v, const int lanes, const int l)
-{
-    vec to = { 0 };
-    UNROLL for (int i = 0; i < VL; i++)
-        to[i] = v[i / lanes * lanes + l];
-    return to;
-}
+#define MOVE_LANES(v, from)                                                                                   \
+    vec to = { 0 };                                                                                           \
+    UNROLL for (int i = 0; i < VL; i++)                                                                       \
+        to[i] = v[from];                                                                                      \
+    return to
 #else
-INLINE vec spread_lane(vec v, const int lanes, const int l)
-{
-    ivec from = { 0 };
-    UNROLL for (int i = 0; i < VL; i++)
-        from[i] = i / lanes * lanes + l;
-    return __builtin_shuffle(v, from);
-}
+#define MOVE_LANES(v, from)                                                                                   \
+    ivec lanes = { 0 };                                                                                       \
+    UNROLL for (int i = 0; i < VL; i++)                                                                       \
+        lanes[i] = from;                                                                                      \
+    return __builtin_shuffle(v, lanes)
 #endif
+/* Each lane gets lane l of the 2^n lanes that it is one of. */
+INLINE vec spread_lane(vec v, const int lanes_each, const int l) { MOVE_LANES(v, i / lanes_each * lanes_each + l); }
+INLINE vec rotate_lanes(vec v, const int by) { MOVE_LANES(v, (i + by) % VL); }
 
-/* A fixed order: the lanes from the first to the last. */
+/* A fixed order: one half of the lanes is added to the other, as long as there are two. */
 INLINE float lane_sum(vec v)
 {
-    float sum = 0;
-    for (int i = 0; i < VL; i++)
-        sum += v[i];
-    return sum;
+    v = VL > 8 ? v + rotate_lanes(v, 8) : v;
+    v = VL > 4 ? v + rotate_lanes(v, 4) : v;
+    v = v + rotate_lanes(v, 2);
+    v = v + rotate_lanes(v, 1);
+    return v[0];
 }
 
 /* floor(a / b) for b > 0, also below zero. */
