@@ -123,8 +123,8 @@ INLINE void transpose_tile(const float *from, int64_t from_row, float *to, int64
         }
 }
 
-/* Calls what a tile will write, at `offset`, which may lie outside of the array: its lines are more than a processor sees
- * coming, and a line is fetched before a part of it is written. */
+/* Calls what a tile will write, at `offset`, which may lie outside of the array: its lines are more than a processor
+ * sees coming, and a line is fetched before a part of it is written. */
 INLINE void prefetch_rows(const float *to, int64_t offset, int64_t to_row)
 {
     const uintptr_t at = (uintptr_t)to + (uintptr_t)offset * sizeof(float);

@@ -97,12 +97,13 @@ INLINE int reads_in_place(const product *p)
 {
     return has_rows(p) && (product_pixels(p) <= TILES_IN_PLACE * product_rows(p) || is_one_block(p));
 }
-/* Many tiles read it, its rows would share few sets of a cache, or its vectors cross cache lines: a task copies some
- * panels, of which whole parts of a row lie together, before its tiles read them again and again. */
+/* Many tiles read it, its rows would share few sets of a cache, or its vectors cross cache lines, which tiles of 4
+ * vectors have time for: a task copies some panels, of which whole parts of a row lie together, before its tiles read
+ * them again and again. */
 INLINE int copies_panels(const product *p)
 {
     const int64_t pixels = product_pixels(p);
-    const int crosses = (uintptr_t)p->w % VEC_BYTES != 0 && pixels > 2 * product_rows(p);
+    const int crosses = TILE_VECTORS <= 2 && (uintptr_t)p->w % VEC_BYTES != 0 && pixels > 2 * product_rows(p);
     return reads_in_place(p) && (p->w_inner % 512 == 0 || crosses || pixels > TILES_IN_PLACE * product_rows(p));
 }
 INLINE int64_t first_packed_panel(const product *p) { return reads_in_place(p) ? p->columns / PANEL : 0; }
