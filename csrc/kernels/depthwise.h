@@ -102,15 +102,15 @@ static void copy_row(const depthwise_worker *t, const float *from, float *to)
         copy_floats(to + first - s->h.first, from + first, end - first);
         return;
     }
+    if (s->step == 2) {
+        const int64_t at = first - s->h.first, next = at + 1;
+        split_pairs(from + first, to + at % 2 * s->run + at / 2, to + next % 2 * s->run + next / 2, end - first);
+        return;
+    }
     for (int64_t i = first; i < MIN(end, first + s->step); i++) {
         float *run = to + (i - s->h.first) % s->step * s->run + (i - s->h.first) / s->step;
-        const int64_t n = ceil_div(end - i, s->step);
-        if (s->step == 2)
-            for (int64_t j = 0; j < n; j++)
-                run[j] = from[i + 2 * j];
-        else
-            for (int64_t j = 0; j < n; j++)
-                run[j] = from[i + s->step * j];
+        for (int64_t j = 0; i + s->step * j < end; j++)
+            run[j] = from[i + s->step * j];
     }
 }
 
@@ -202,7 +202,7 @@ static void make_mixed_rows(const depthwise_worker *t, const int64_t *ends, plan
             make_rows(p);
         }
         if (phases == 2)
-            interleave(t->line, line, y, whole, 2);
+            interleave_pairs(t->line, t->line + line, y, whole);
         else
             interleave(t->line, line, y, whole, phases);
         for (int64_t i = 0; i < width % phases; i++)

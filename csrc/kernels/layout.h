@@ -185,6 +185,43 @@ static void prefetch_planes(float *out, int64_t plane, int64_t all, int64_t firs
             __builtin_prefetch(to + i, 1, 2);
 }
 
+/* The even and the odd of 2 n floats, n <= VL, of which the second VL begin `high` floats after the first. */
+typedef struct { vec even, odd; } lane_pairs;
+
+INLINE lane_pairs load_pairs(const float *p, int64_t high, int64_t n)
+{
+    const vec a = load_n(p, 2 * n), b = 2 * n > VL ? load_n(p + high, 2 * n - VL) : splat(0);
+    return (lane_pairs){ even_lanes(a, b), odd_lanes(a, b) };
+}
+
+INLINE void store_pairs(float *p, int64_t high, lane_pairs v, int64_t n)
+{
+    store_n(p, low_pairs(v.even, v.odd), 2 * n);
+    if (2 * n > VL)
+        store_n(p + high, high_pairs(v.even, v.odd), 2 * n - VL);
+}
+
+/* to = even[0], odd[0], even[1], ... of n each. */
+INLINE void interleave_pairs(const float *even, const float *odd, float *to, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VL) {
+        const lane_pairs v = { load_n(even + i, n - i), load_n(odd + i, n - i) };
+        store_pairs(to + 2 * i, VL, v, MIN(VL, n - i));
+    }
+}
+
+/* The reverse, of n floats in all. */
+INLINE void split_pairs(const float *from, float *even, float *odd, int64_t n)
+{
+    for (int64_t i = 0; i < n / 2; i += VL) {
+        const lane_pairs v = load_pairs(from + 2 * i, VL, MIN(VL, n / 2 - i));
+        store_n(even + i, v.even, n / 2 - i);
+        store_n(odd + i, v.odd, n / 2 - i);
+    }
+    if (n % 2)
+        even[n / 2] = from[n - 1];
+}
+
 /* to[j * n + i] = from[i * stride + j] for i < n, j < length. */
 INLINE void interleave(const float *restrict from, int64_t stride, float *restrict to, int64_t length, int64_t n)
 {
@@ -208,11 +245,11 @@ static void transpose_part(const pycnn_transpose *d, const float *in, float *out
     const float *from = in + i * d->columns + j;
     float *to = out + j * d->rows + i;
     if (d->rows == 2)
-        interleave(from, d->columns, to, n, 2);
+        interleave_pairs(from, from + d->columns, to, n);
     else if (d->rows == 3)
         interleave(from, d->columns, to, n, 3);
     else if (d->columns == 2)
-        split(from, to, d->rows, m, 2);
+        split_pairs(from, to, to + d->rows, 2 * m);
     else if (d->columns == 3)
         split(from, to, d->rows, m, 3);
     else if (d->rows == 1 || d->columns == 1)

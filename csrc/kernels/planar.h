@@ -152,7 +152,7 @@ static void pixels_to_planes(const float *pixels, int64_t step, float *planes, i
         for (int64_t i = 0; i < n; i++)
             planes[i] = pixels[i * step];
     else if (channels == 2 && step == 2)
-        split(pixels, planes, plane, n, 2);
+        split_pairs(pixels, planes, planes + plane, 2 * n);
     else if (channels == 3 && step == 3)
         split(pixels, planes, plane, n, 3);
     else
@@ -166,7 +166,7 @@ static void planes_to_pixels(const float *planes, int64_t plane, float *pixels, 
     if (channels == 1 && step == 1)
         copy_floats(pixels, planes, n);
     else if (channels == 2 && step == 2)
-        interleave(planes, plane, pixels, n, 2);
+        interleave_pairs(planes, planes + plane, pixels, n);
     else if (channels == 3 && step == 3)
         interleave(planes, plane, pixels, n, 3);
     else

@@ -21,22 +21,6 @@ static window_vectors vectors_of(const pycnn_pool2d *d)
     return v;
 }
 
-/* The even and the odd of 2 n floats, n <= VL. */
-typedef struct { vec even, odd; } lane_pairs;
-
-INLINE lane_pairs load_pairs(const float *p, int64_t high, int64_t n)
-{
-    const vec a = load_n(p, 2 * n), b = 2 * n > VL ? load_n(p + high, 2 * n - VL) : splat(0);
-    return (lane_pairs){ even_lanes(a, b), odd_lanes(a, b) };
-}
-
-INLINE void store_pairs(float *p, int64_t high, lane_pairs v, int64_t n)
-{
-    store_n(p, low_pairs(v.even, v.odd), 2 * n);
-    if (2 * n > VL)
-        store_n(p + high, high_pairs(v.even, v.odd), 2 * n - VL);
-}
-
 /* As max_vector in pool.h: a value replaces the maximum when it is greater or NaN. */
 INLINE void take_greater(vec *best, ivec *where_best, vec value, ivec place)
 {
