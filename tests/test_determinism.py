@@ -43,6 +43,15 @@ def max_pool2d_of_windows_side_by_side(layout):
     return y, argmax, ops.max_pool2d_backward(layout(normal(y.shape, "dy")), argmax, x.shape)
 
 
+def max_pool2d_of_one_window_elsewhere(layout):
+    """Zeros of either sign, which sums and copies of gradients would treat differently."""
+    x = layout(np.round(4 * normal((6, 70, 40, 40))))
+    y, argmax = ops.max_pool2d(x, 2)
+    argmax[0, 0, 0, 0] = 5
+    dy = np.copysign(np.float32(0), normal(y.shape, "dy"))
+    return ops.max_pool2d_backward(layout(dy), argmax, x.shape)
+
+
 def avg_pool2d(layout):
     x = layout(normal((6, 70, 40, 40)))
     y = ops.avg_pool2d(x, 3, stride=2, padding=1)
@@ -118,6 +127,7 @@ IMAGE_CASES = {
     "conv_transpose2d": conv_transpose2d,
     "max_pool2d": max_pool2d,
     "max_pool2d of windows side by side": max_pool2d_of_windows_side_by_side,
+    "max_pool2d of one window elsewhere": max_pool2d_of_one_window_elsewhere,
     "avg_pool2d": avg_pool2d,
     "global_avg_pool2d": global_avg_pool2d,
     "activation": activation,

@@ -76,7 +76,8 @@ INLINE int share_out_pairs(const pycnn_pool2d *d, const window_vectors *v, float
         for (int64_t i = 0; i < windows; i += VL) {
             const int64_t at = oh * d->ow + i, n = MIN(VL, windows - i);
             const ivec first = v->place + (int32_t)(2 * oh * d->w + 2 * i);
-            const ivec from = load_int_n(argmax + at, n) - first, gradient = (ivec)load_n(dy + at, n);
+            const ivec from = load_int_n(argmax + at, n) - first;
+            const ivec gradient = (ivec)(0.0f + load_n(dy + at, n)); /* 0 of -0, as sums make it that begin at 0 */
             const ivec a = from == 0, b = from == 1, c = from == width, e = from == width + 1;
             outside |= ~(a | b | c | e) & lanes_below(n);
             store_pairs(top + 2 * i, v->high, (lane_pairs){ (vec)(a & gradient), (vec)(b & gradient) }, n);

@@ -169,6 +169,7 @@ LANES_OF(high_pairs, i / 2 + VL / 2 + i % 2 * VL)
 #endif
 /* Each lane gets lane l of the 2^n lanes that it is one of. */
 INLINE vec spread_lane(vec v, const int lanes_each, const int l) { MOVE_LANES(v, i / lanes_each * lanes_each + l); }
+/* Each lane gets the one so many behind it, the last lanes the first ones. */
 INLINE vec rotate_lanes(vec v, const int by) { MOVE_LANES(v, (i + by) % VL); }
 
 /* A fixed order: one half of the lanes is added to the other, as long as there are two. */
