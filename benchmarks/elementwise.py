@@ -212,13 +212,11 @@ def avg_pool_backward(shape: tuple[int, ...], kernel: int = 2, stride: int = 2, 
 
 
 def global_avg_pool(shape: tuple[int, ...]) -> Operation:
-    n, c, h, w = shape
     x = normal(*shape)
 
     def ours(o: Ours) -> None:
-        sizes = shape if o.channels_last else (n * c, 1, 1, h * w)
-        x = o.image("x") if o.channels_last else o.given("x")
-        calls.global_pool2d(o.builder, "global_avg_pool2d", sizes, [o.new("y", shape[:2]), x])
+        args = [o.new("y", shape[:2]), o.image("x") if o.channels_last else o.given("x")]
+        calls.global_pool2d(o.builder, "global_avg_pool2d", shape, args, planes=not o.channels_last)
 
     def peer(t: Tensors) -> list:
         y = aten.mean(t["x"], [2, 3])
@@ -231,10 +229,8 @@ def global_avg_pool_backward(shape: tuple[int, ...]) -> Operation:
     dy = normal(*shape[:2])
 
     def ours(o: Ours) -> None:
-        n, c, h, w = shape
-        sizes = shape if o.channels_last else (n * c, 1, 1, h * w)
-        dx = o.new_image("dx", shape) if o.channels_last else o.new("dx", shape)
-        calls.global_pool2d(o.builder, "global_avg_pool2d_backward", sizes, [dx, o.given("dy")])
+        args = [o.new_image("dx", shape) if o.channels_last else o.new("dx", shape), o.given("dy")]
+        calls.global_pool2d(o.builder, "global_avg_pool2d_backward", shape, args, planes=not o.channels_last)
 
     def peer(t: Tensors) -> list:
         share = t["dy"][:, :, None, None]

@@ -320,8 +320,13 @@ def max_pool2d_backward_of_argmax(
     pool2d(b, "planar_max_pool2d_backward" if planes else "max_pool2d_backward", g, args)
 
 
-def global_pool2d(b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: list[Buffer]) -> None:
+def global_pool2d(
+    b: PlanBuilder, kernel: str, shape: tuple[int, ...], args: list[Buffer], *, planes: bool = False
+) -> None:
+    """planes: the images, of this shape, are contiguous; each of their planes is then an image of one channel."""
     n, c, h, w = shape
+    if planes:
+        n, c, h, w = n * c, 1, 1, h * w
     b.call(kernel, args, ELEMENT_WORK * math.prod(shape), n=n, c=c, h=h, w=w)
 
 

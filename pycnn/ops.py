@@ -365,16 +365,9 @@ def avg_pool2d_backward(
     return dx
 
 
-def _as_images(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of contiguous planes (N, C, H, W), each taken for an image of one channel."""
-    n, c, h, w = shape
-    return n * c, 1, 1, h * w
-
-
 @_plan
 def _global_avg_pool2d_plan(b: PlanBuilder, shape: tuple[int, ...], last: bool) -> None:
-    sizes = shape if last else _as_images(shape)
-    calls.global_pool2d(b, "global_avg_pool2d", sizes, [b.external("y"), b.external("x")])
+    calls.global_pool2d(b, "global_avg_pool2d", shape, [b.external("y"), b.external("x")], planes=not last)
 
 
 def global_avg_pool2d(x: Any) -> Array:
@@ -389,7 +382,7 @@ def global_avg_pool2d(x: Any) -> Array:
 @_plan
 def _global_avg_pool2d_backward_plan(b: PlanBuilder, shape: tuple[int, ...]) -> None:
     args = [b.external("dx"), b.external("dy")]
-    calls.global_pool2d(b, "global_avg_pool2d_backward", _as_images(shape), args)
+    calls.global_pool2d(b, "global_avg_pool2d_backward", shape, args, planes=True)
 
 
 def global_avg_pool2d_backward(dy: Any, input_shape: Any) -> Array:

@@ -6,7 +6,7 @@
  * Blocks are short along the longer side of the matrix, so that the pixels of a block stay in a cache while all of
  * their channels come or go; tiles, and the parts of a tile, first go along the longer side, where few lines of many
  * planes are in use at a time: planes are often a power of two apart and share few places of the first cache.
- * Where one side is below 4, rows are interleaved, or split, as the compiler vectorises it. */
+ * Where one side is 2, rows are interleaved, or split, by pairs of vectors; where it is 3, as the compiler does it. */
 
 enum { TILE_SIDE = 16, LONG_SIDE = 64, SHORT_SIDE = 256, THIN = 4, COPY_BLOCK = 16384 };
 
