@@ -4,20 +4,23 @@
 
 A case is named M x K x N: c (M, N) = a (M, K) b (K, N); "ta" and "tb" say that a or b lies transposed in memory. Every
 contestant writes to a given array, and its result is compared with a product in double precision before it is timed;
-a difference ends the script with an error. Ours run as a plan on kept arrays, as a dense layer does, in turn with
-torch.mm in one process. NumPy runs in a process of its own, for its BLAS keeps a thread pool that disturbs, and is
-disturbed by, OpenMP's; the two processes take turns, several of them a case. Arrays begin at a cache line for all. The
-best of many runs counts; a run repeats a small product up to 1000 times, so that the threads of one side have gone to
-sleep for most of the other's run. Products are timed inside C: ours run within one call, and of theirs, which run in a
-loop of Python, the time of a 1x1x1 product in the same loop is taken off. The peak is a measured loop of multiply-adds
+a difference ends the script with an error. All are timed inside C, without the cost of a call from Python: ours run as
+a plan, as a dense layer does, and theirs, the sgemm of the libraries' own BLAS, in a loop that is compiled first (by
+$CC, else cc). Ours and PyTorch's take turns in one process. NumPy's runs in a process of its own, for its BLAS keeps a
+thread pool that disturbs, and is disturbed by, OpenMP's; the two processes take turns, several of them a case. Arrays
+begin at a cache line for all. The best of many runs counts; a run repeats a small product up to 1000 times, so that the
+threads of one side have gone to sleep for most of the other's run. The peak is a measured loop of multiply-adds
 in registers, on all threads. A ratio above 1 means that ours take less time.
 """
 
 import argparse
+import ctypes
 import json
 import math
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,35 +93,70 @@ CASES = [
 ]  # fmt: skip
 
 
-def numpy_function(case: Case) -> Callable[[], np.ndarray]:
-    from pycnn.bench import aligned
-
-    a, b = case.turned(*case.inputs())
-    c = aligned(np.zeros((case.m, case.n), np.float32))
-
-    def run() -> np.ndarray:
-        for _ in range(case.repeats):
-            np.matmul(a, b, out=c)
-        return c
-
-    return run
-
-
-EMPTY = Case(1, 1, 1)  # what a call costs
+REPEAT = """
+typedef void any(const char *, const char *, const void *, const void *, const void *, const float *, const float *,
+                 const void *, const float *, const void *, const float *, float *, const void *);
+void repeat(long times, any *sgemm, const char *trans_a, const char *trans_b, const void *m, const void *n,
+            const void *k, const float *a, const void *lda, const float *b, const void *ldb, float *c, const void *ldc)
+{
+    const float one = 1, zero = 0;
+    while (times-- > 0)
+        sgemm(trans_a, trans_b, m, n, k, &one, a, lda, b, ldb, &zero, c, ldc);
+}
+"""
 
 
-def torch_function(case: Case) -> Callable[[], np.ndarray]:
+class Blas:
+    """The sgemm that a Python package brings, and the loop that calls it."""
+
+    def __init__(self, module: str, names: dict[str, type]) -> None:
+        """module: an extension module linked with the library; names: of the function, with its kind of integer."""
+        library = ctypes.CDLL(module)
+        name = next((name for name in names if hasattr(library, name)), None)
+        if name is None:
+            sys.exit(f"benchmarks/gemm.py found no sgemm in {module}")
+        self._sgemm, self._integer = getattr(library, name), names[name]
+        with tempfile.TemporaryDirectory() as folder:
+            source, built = Path(folder, "repeat.c"), Path(folder, "repeat.so")
+            source.write_text(REPEAT)
+            command = [os.environ.get("CC", "cc"), "-O2", "-shared", "-fPIC", source, "-o", built]
+            subprocess.run(command, check=True)
+            self._repeat = ctypes.CDLL(str(built)).repeat
+
+    def function(self, case: Case) -> Callable[[], np.ndarray]:
+        """Its matrices lie in columns, so c is made as b^T a^T of what it takes for b^T and a^T."""
+        from pycnn.bench import aligned
+
+        a, b = case.inputs()
+        c = aligned(np.zeros((case.m, case.n), np.float32))
+        m, k, n, lda, ldb = (
+            ctypes.byref(self._integer(size)) for size in (case.m, case.k, case.n, a.shape[1], b.shape[1])
+        )
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (a, b, c)]
+        trans = [b"T" if turned else b"N" for turned in (case.trans_a, case.trans_b)]
+        times = ctypes.c_long(case.repeats)
+
+        def run() -> np.ndarray:
+            self._repeat(
+                times, self._sgemm, trans[1], trans[0], n, m, k, pointers[1], ldb, pointers[0], lda, pointers[2], n
+            )
+            return c
+
+        run.arrays = a, b  # which nothing else keeps
+        return run
+
+
+def mkl() -> Blas:
     import torch
 
-    a, b = (torch.from_numpy(array) for array in case.turned(*case.inputs()))
-    c = torch.empty(case.m, case.n)
+    return Blas(torch._C.__file__, {"sgemm_": ctypes.c_int32})
 
-    def run() -> np.ndarray:
-        for _ in range(case.repeats):
-            torch.mm(a, b, out=c)
-        return c.numpy()
 
-    return run
+def openblas() -> Blas:
+    from numpy._core import _multiarray_umath
+
+    names = {"scipy_sgemm_64_": ctypes.c_int64, "sgemm_64_": ctypes.c_int64, "sgemm_": ctypes.c_int32}
+    return Blas(_multiarray_umath.__file__, names)
 
 
 def our_function(case: Case) -> Callable[[], np.ndarray]:
@@ -158,13 +196,13 @@ def times(case: Case, functions: Functions, seconds: float) -> Times:
 
 
 def serve_numpy() -> None:
-    """Times the cases whose numbers (-1: the empty one) and seconds come in, a line each."""
-    known: dict[int, Functions] = {}
+    """Times the cases whose numbers and seconds come in, a line each."""
+    blas, known = openblas(), dict[int, Functions]()
     for line in sys.stdin:
         number, seconds = int(line.split()[0]), float(line.split()[1])
-        case = CASES[number] if number >= 0 else EMPTY
+        case = CASES[number]
         if number not in known:
-            known = {number: verified(case, {"numpy": numpy_function})}
+            known = {number: verified(case, {"numpy": blas.function})}
         print(times(case, known[number], seconds)["numpy"], flush=True)
 
 
@@ -176,8 +214,7 @@ class NumPy:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def time(self, case: Case, seconds: float) -> float:
-        number = CASES.index(case) if case in CASES else -1
-        self._process.stdin.write(f"{number} {seconds}\n")
+        self._process.stdin.write(f"{CASES.index(case)} {seconds}\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
@@ -185,9 +222,9 @@ class NumPy:
         return float(answer)
 
 
-def in_turn(case: Case, numpy: NumPy, seconds: float) -> Times:
+def in_turn(case: Case, torch: Blas, numpy: NumPy, seconds: float) -> Times:
     """The best times of all turns."""
-    functions, turns = verified(case, {"ours": our_function, "torch": torch_function}), []
+    functions, turns = verified(case, {"ours": our_function, "torch": torch.function}), []
     for _ in range(TURNS):
         numpy_time = numpy.time(case, seconds / TURNS)
         time.sleep(SPINNING)
@@ -215,22 +252,20 @@ def main() -> None:
         sys.exit("benchmarks/gemm.py compares with PyTorch, which is not installed: pip install torch")
     from pycnn import native
 
-    peak, numpy = max(native.peak_gflops() for _ in range(5)), NumPy()
-    call = in_turn(EMPTY, numpy, args.seconds)
+    peak, torch_blas, numpy = max(native.peak_gflops() for _ in range(5)), mkl(), NumPy()
     print(f"{native.instruction_set()}, {native.get_num_threads()} threads, peak {peak:.0f} GFLOP/s")
     print(f"{'':20}{'us':>12}{'GFLOP/s':>10}{'of peak':>9}{'MKL us':>12}{'ratio':>7}{'OpenBLAS us':>13}{'ratio':>7}")
     rows = []
     for case in cases:
-        best = in_turn(case, numpy, args.seconds)
-        ours = best["ours"]
-        mkl, openblas = (max(best[name] - call[name], 1e-9) for name in ("torch", "numpy"))
+        best = in_turn(case, torch_blas, numpy, args.seconds)
+        ours, theirs, numpys = best["ours"], best["torch"], best["numpy"]
         rate = case.flops / ours / 1e9
         rows.append(
-            {"case": case.name, "seconds": ours, "gflops": rate, "share_of_peak": rate / peak, "mkl_seconds": mkl,
-             "openblas_seconds": openblas, "ratio_mkl": mkl / ours, "ratio_openblas": openblas / ours}
+            {"case": case.name, "seconds": ours, "gflops": rate, "share_of_peak": rate / peak, "mkl_seconds": theirs,
+             "openblas_seconds": numpys, "ratio_mkl": theirs / ours, "ratio_openblas": numpys / ours}
         )  # fmt: skip
-        print(f"{case.name:20}{ours * 1e6:12.2f}{rate:10.1f}{rate / peak:9.1%}{mkl * 1e6:12.2f}{mkl / ours:7.2f}"
-              f"{openblas * 1e6:13.2f}{openblas / ours:7.2f}", flush=True)  # fmt: skip
+        print(f"{case.name:20}{ours * 1e6:12.2f}{rate:10.1f}{rate / peak:9.1%}{theirs * 1e6:12.2f}{theirs / ours:7.2f}"
+              f"{numpys * 1e6:13.2f}{numpys / ours:7.2f}", flush=True)  # fmt: skip
     from pycnn.bench import geometric_mean
 
     for peer in ("mkl", "openblas"):

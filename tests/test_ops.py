@@ -928,6 +928,30 @@ def test_gemm_of_long_rows(k):
         assert_close(ops.gemm(np.ascontiguousarray(a.T), b, trans_a=True), gemm_double(a, b))
 
 
+@pytest.mark.parametrize("trans_b", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 7, 30, 84, 510, 513, 515])
+def test_gemm_of_few_columns(k, trans_b):
+    """Up to a vector of them may be summed by four terms at a time; the terms beyond the last are not read, nor is a
+    product of them and zero added: the row behind is infinite."""
+    for n in range(1, VL + 1):
+        a, b = gemm_arrays(16, n, k, False, trans_b)
+        a[5::7] = INF
+        rows = np.isfinite(a[:, 0])
+        with np.errstate(invalid="ignore"):
+            c = ops.gemm(a, b, trans_b=trans_b)
+        assert_close(c[rows], gemm_double(a[rows], b, trans_b=trans_b), floor=1)
+        assert not np.isfinite(c[~rows]).any()
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(5, 1), (12, 1), (15, 2), (18, 2), (67, 1), (161, 1)])
+def test_conv2d_of_few_filters(channels, groups):
+    """As products of few columns, whose sums go over several taps, chunks of channels and groups."""
+    for filters in (1, 4, 7, 10, VL):
+        shapes = (2, channels * groups, 6, 5), (filters * groups, channels, 3, 3)
+        check_conv2d(*shapes, padding=1, groups=groups)
+        check_conv2d(*shapes, stride=2, groups=groups)
+
+
 @pytest.mark.parametrize("shape", [(1, 1025, 4099), (73, 1025, 4099), (100, 2048, 2080), (145, 2053, 2048)], ids=label)
 def test_gemm_of_few_rows_with_weights_beyond_the_caches(shape):
     """One block of tiles, up to 24 of them, copies four panels of b at a time; for more rows b is packed."""

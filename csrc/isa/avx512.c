@@ -26,6 +26,10 @@
 #define LOAD_PAIR(low, high)                                                                                  \
     ((eight)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1))
 
+/* Four floats, or n < 4 of them and zeros, again and again. */
+#define SPREAD_FOUR(p) ((vec)_mm512_broadcast_f32x4(_mm_loadu_ps(p)))
+#define SPREAD_PART(p, n) ((vec)_mm512_broadcast_f32x4(_mm_maskz_loadu_ps((__mmask8)((1u << (n)) - 1), p)))
+
 #include "../kernels/all.h"
 
 #if defined(__clang__)

@@ -43,18 +43,43 @@ typedef struct {
 enum { PANEL = TILE_VECTORS * VL, PACK_STRIP = 64, PACK_PANELS = 8 };
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, ROW_GAP = 17 };
 enum { CHUNK = 512, TASKS_A_THREAD = 4, TILES_IN_PLACE = 6 * TILE_VECTORS };
+enum { FEW_WEIGHTS = 32768, LITTLE_WORK = 1 << 20 }; /* floats; multiply-adds */
 enum { SHORT_SUM = 128, MANY_OUTPUTS = 524288, COPIED_PANELS = 4, MANY_WEIGHTS = 1 << 22, MOST_TILES = 24 };
 
+INLINE int64_t product_taps(const product *p) { return p->v.taps * p->h.taps; }
 INLINE int64_t panels(int64_t columns) { return ceil_div(columns, PANEL); }
 INLINE int panel_vectors(int64_t columns, int64_t panel)
 {
     return (int)MIN(TILE_VECTORS, ceil_div(columns - panel * PANEL, VL));
 }
 
+/* Whether a panel is packed in quads of l, for quad_tile; and the vectors that a quad, or else one l, takes there. */
+INLINE int has_quads(const product *p, int64_t panel) { return sums_quads(p->columns - panel * PANEL, p->len); }
+INLINE int packed_vectors(const product *p, int64_t panel)
+{
+    const int64_t columns = p->columns - panel * PANEL;
+    return sums_quads(columns, p->len) ? (int)quad_vectors(columns) : panel_vectors(p->columns, panel);
+}
+/* The floats of `len` l of a panel under one tap. */
+INLINE int64_t packed_floats(const product *p, int64_t panel, int64_t len)
+{
+    return (has_quads(p, panel) ? ceil_div(len, QUAD) : len) * packed_vectors(p, panel) * VL;
+}
+/* Those of all panels of a group, the last of which may end with a part of a quad. */
+INLINE int64_t group_floats(const product *p) { return panels(p->columns) * product_taps(p) * round_up(p->len, QUAD) * PANEL; }
+
+/* Few weights are packed by each thread for itself: sooner than it would get the others' parts. */
+INLINE int packs_alone(const product *p)
+{
+    return !p->prepacked && p->groups * product_taps(p) * p->len * round_up(p->columns, VL) <= FEW_WEIGHTS;
+}
+
 /* l is summed in chunks: a panel's part stays in L2, and short running sums keep the rounding error low. */
 INLINE int64_t chunk_length(int64_t taps) { return MIN(CHUNK, MAX(16, 576 / taps / 16 * 16)); }
-INLINE int64_t product_rows(const product *p) { return tile_rows(p->columns); }
-INLINE int64_t product_taps(const product *p) { return p->v.taps * p->h.taps; }
+INLINE int64_t product_rows(const product *p)
+{
+    return sums_quads(p->columns, p->len) ? TILE_ROWS : tile_rows(p->columns);
+}
 /* The l that a task packs: a part of one chunk. */
 INLINE int64_t strip_length(int64_t taps) { return chunk_length(taps) % PACK_STRIP == 0 ? PACK_STRIP : 16; }
 
@@ -122,24 +147,25 @@ INLINE int64_t most_panels(const product *p)
 
 typedef struct {
     int64_t packed, zeros, shared;               /* floats */
-    int64_t tables, axes, rows, panel, outputs, per_thread; /* bytes */
+    int64_t tables, axes, rows, panel, outputs, weights, per_thread; /* bytes */
 } product_space;
 
 static product_space product_layout(const product *p)
 {
     const int64_t taps = product_taps(p), tiles = block_tiles(p);
     product_space s = { 0 };
-    s.packed = p->groups * panels(p->columns) * taps * p->len * PANEL;
+    s.packed = p->groups * group_floats(p);
     s.zeros = line_floats(p->len);
-    s.shared = (p->prepacked ? 0 : line_floats(s.packed)) + s.zeros;
+    s.shared = (p->prepacked || packs_alone(p) ? 0 : line_floats(s.packed)) + s.zeros;
     s.tables = tiles * taps * (int64_t)(sizeof(tile_tap) + (size_t)product_rows(p) * sizeof(float *));
     s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t) + taps * (int64_t)sizeof(tile_tap);
     s.rows = copies_rows(p) ? tiles * product_rows(p) * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
     s.panel = reads_in_place(p) ? COPIED_PANELS * taps * chunk_length(taps) * PANEL * (int64_t)sizeof(float) : 0;
     if (p->planes)
         s.outputs = tiles * product_rows(p) * MIN(most_panels(p), panels(p->columns)) * PANEL * (int64_t)sizeof(float);
+    s.weights = packs_alone(p) ? s.packed * (int64_t)sizeof(float) : 0;
     s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + round_up(s.panel, 64) +
-                   round_up(s.outputs, 64) + 64;
+                   round_up(s.outputs, 64) + round_up(s.weights, 64) + 64;
     return s;
 }
 
@@ -151,8 +177,8 @@ static int64_t product_workspace(const product *p, int64_t threads)
 
 static int64_t packed_bytes(const product *p) { return product_layout(p).packed * (int64_t)sizeof(float); }
 
-/* Packed weights: [group][chunk of l][panel][tap][l of the chunk][vectors], so that what a block reads next lies
- * next. Where a group's panel begins in the chunk that starts at l0: */
+/* Packed weights: [group][chunk of l][panel][tap][l of the chunk][vectors], or, in quads, [...][quad of l][column][l],
+ * so that what a block reads next lies next. Where a group's panel begins in the chunk that starts at l0: */
 INLINE int64_t panel_offset(const product *p, int64_t l0, int64_t panel)
 {
     const int64_t len = MIN(chunk_length(product_taps(p)), p->len - l0);
@@ -162,11 +188,11 @@ INLINE int64_t panel_offset(const product *p, int64_t l0, int64_t panel)
 /* What one task packs: some panels of a group, l0..l1 of the chunk of l that starts at `chunk`. */
 typedef struct { int64_t group, first_panel, last_panel, chunk, l0, l1; } strip;
 
-/* Where (tap 0, l0) of the strip's panel belongs, and the floats from one l to the next. */
+/* Where (tap 0, l0) of the strip's panel belongs, and the floats from one l, or quad, to the next. */
 INLINE float *packed_panel(const product *p, const strip *s, int64_t panel, float *packed, int64_t *width)
 {
-    *width = panel_vectors(p->columns, panel) * VL;
-    return packed + panel_offset(p, s->chunk, panel) + (s->l0 - s->chunk) * *width;
+    *width = packed_vectors(p, panel) * VL;
+    return packed + panel_offset(p, s->chunk, panel) + packed_floats(p, panel, s->l0 - s->chunk);
 }
 
 /* A row of a full panel. */
@@ -232,29 +258,87 @@ static void pack_columns(const product *p, const strip *s, const float *const *r
     }
 }
 
+/* The columns of a quad of l, of which there are n, side by side in each row: [column][l]. */
+INLINE void pack_quad(const float *const *rows, int64_t offset, int64_t n, int64_t columns, float *to)
+{
+    vec row[QUAD];
+    UNROLL for (int i = 0; i < QUAD; i++)
+        row[i] = i < n ? load_n(rows[i] + offset, columns) : splat(0);
+    const vec even[] = { low_pairs(row[0], row[2]), high_pairs(row[0], row[2]) };
+    const vec odd[] = { low_pairs(row[1], row[3]), high_pairs(row[1], row[3]) };
+    for (int64_t j = 0; j < columns; j += 2 * QUAD_COLUMNS, to += 2 * VL) {
+        store(to, low_pairs(even[j / (VL / 2)], odd[j / (VL / 2)]));
+        if (j + QUAD_COLUMNS < columns)
+            store(to + VL, high_pairs(even[j / (VL / 2)], odd[j / (VL / 2)]));
+    }
+}
+
+/* A panel in quads. */
+static void pack_quads(const product *p, const strip *s, int64_t panel, const float *const *rows, int64_t len,
+                       float *packed)
+{
+    const int64_t first = panel * PANEL, columns = p->columns - first, count = s->l1 - s->l0;
+    int64_t width;
+    float *tap = packed_panel(p, s, panel, packed, &width);
+    for (int64_t t = 0; t < product_taps(p); t++, tap += packed_floats(p, panel, len)) {
+        float *to = tap;
+        for (int64_t l = 0; l < count; l += QUAD, to += width)
+            if (p->w_column == 1)
+                pack_quad(rows + l, t * p->w_tap + first, count - l, columns, to);
+            else
+                for (int64_t k = 0; k < width / QUAD; k++)
+                    for (int64_t i = 0; i < QUAD; i++)
+                        to[k * QUAD + i] = k < columns && l + i < count
+                            ? rows[l + i][t * p->w_tap + (first + k) * p->w_column] : 0;
+    }
+}
+
 static void pack_strip(const product *p, const strip *s, float *packed)
 {
-    const int64_t len = MIN(chunk_length(product_taps(p)), p->len - s->chunk);
+    const int64_t len = MIN(chunk_length(product_taps(p)), p->len - s->chunk), last = panels(p->columns) - 1;
     const float *rows[PACK_STRIP], *w = p->w + s->group * p->w_group;
-    for (int64_t l = s->l0; l < s->l1; l++)
-        rows[l - s->l0] = w + l / p->inner * p->w_outer + l % p->inner * p->w_inner;
-    (p->w_column == 1 ? pack_rows : pack_columns)(p, s, rows, len, packed);
+    strip wide = *s;
+    w += s->l0 / p->inner * p->w_outer;
+    for (int64_t l = s->l0, i = l % p->inner; l < s->l1; l++, i++) {
+        if (i == p->inner) {
+            i = 0;
+            w += p->w_outer;
+        }
+        rows[l - s->l0] = w + i * p->w_inner;
+    }
+    if (s->last_panel > last && has_quads(p, last)) {
+        pack_quads(p, s, last, rows, len, packed);
+        wide.last_panel = last;
+    }
+    if (wide.first_panel < wide.last_panel)
+        (p->w_column == 1 ? pack_rows : pack_columns)(p, &wide, rows, len, packed);
+}
+
+/* Packing is cut into so many tasks. */
+INLINE int64_t pack_strips(const product *p) { return ceil_div(p->len, strip_length(product_taps(p))); }
+INLINE int64_t pack_parts(const product *p)
+{
+    return ceil_div(panels(p->columns) - first_packed_panel(p), PACK_PANELS);
+}
+INLINE int64_t pack_tasks(const product *p) { return p->groups * pack_parts(p) * pack_strips(p); }
+
+static void pack_task(const product *p, int64_t task, float *packed)
+{
+    const int64_t first = first_packed_panel(p), all = panels(p->columns), length = strip_length(product_taps(p));
+    const int64_t strips = pack_strips(p), parts = pack_parts(p), chunk = chunk_length(product_taps(p));
+    const int64_t part = task / strips % parts, l0 = task % strips * length;
+    const strip s = { .group = task / strips / parts, .first_panel = first + part_start(all - first, part, parts),
+                      .last_panel = first + part_start(all - first, part + 1, parts), .chunk = l0 / chunk * chunk,
+                      .l0 = l0, .l1 = MIN(p->len, l0 + length) };
+    pack_strip(p, &s, packed + s.group * group_floats(p));
 }
 
 static void pack_weights(const product *p, float *packed)
 {
-    const int64_t first = first_packed_panel(p), all = panels(p->columns), length = strip_length(product_taps(p));
-    const int64_t strips = ceil_div(p->len, length);
-    const int64_t parts = ceil_div(all - first, PACK_PANELS), chunk = chunk_length(product_taps(p));
-    const int64_t group_floats = all * product_taps(p) * p->len * PANEL;
+    const int64_t tasks = pack_tasks(p);
 #pragma omp for schedule(static) nowait
-    for (int64_t task = 0; task < p->groups * parts * strips; task++) {
-        const int64_t part = task / strips % parts, l0 = task % strips * length;
-        const strip s = { .group = task / strips / parts, .first_panel = first + part_start(all - first, part, parts),
-                          .last_panel = first + part_start(all - first, part + 1, parts), .chunk = l0 / chunk * chunk,
-                          .l0 = l0, .l1 = MIN(p->len, l0 + length) };
-        pack_strip(p, &s, packed + s.group * group_floats);
-    }
+    for (int64_t task = 0; task < tasks; task++)
+        pack_task(p, task, packed);
 }
 
 /* One phase of an axis: outputs first + i * step read position i * in_step + offset[j] under tap tap[j]; the
@@ -518,7 +602,7 @@ static void run_panel(const block *b, const block_tile *tiles, int64_t n, int co
                       int64_t len)
 {
     const product *p = b->p;
-    const int vectors = panel_vectors(p->columns, panel);
+    const int vectors = packed_vectors(p, panel);
     int packed = panel >= first_packed_panel(p);
     const float *w = packed ? b->packed + panel_offset(p, l0, panel)
                             : p->w + b->group * p->w_group + l0 * p->w_inner + panel * PANEL;
@@ -530,7 +614,7 @@ static void run_panel(const block *b, const block_tile *tiles, int64_t n, int co
         w = b->panel + place * product_taps(p) * len * PANEL;
         packed = 1;
     }
-    tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? len * vectors * VL : p->w_tap,
+    tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? packed_floats(p, panel, len) : p->w_tap,
                          .w_row = packed ? vectors * VL : p->w_inner };
     fetch_ahead(b, copies, panel, n, &range);
     tile_store out = { .first = (p->planes ? panel - b->first_panel : panel) * PANEL,
@@ -539,9 +623,10 @@ static void run_panel(const block *b, const block_tile *tiles, int64_t n, int co
         out.bias = p->bias + b->group * p->columns + panel * PANEL;
     if (l0 + len == p->len)
         out.epilogue = p->epilogue;
+    tile_function *const *functions = (has_quads(p, panel) ? quad_tile_functions : tile_functions)[vectors - 1];
     for (int64_t t = 0; t < n; t++) {
         out.y = tiles[t].y;
-        tile_functions[vectors - 1][tiles[t].rows - 1](&tiles[t].in, w, &range, &out);
+        functions[tiles[t].rows - 1](&tiles[t].in, w, &range, &out);
         if (range.fetches_weights)
             range.ahead += len * range.ahead_step;
     }
@@ -614,11 +699,12 @@ static void run_task(block *b, int64_t task, const float *packed)
     b->last_panel = part_start(all, part + 1, b->panel_parts);
     b->first_tile = part_start(b->all_tiles, b->number, b->blocks);
     b->tiles = part_start(b->all_tiles, b->number + 1, b->blocks) - b->first_tile;
-    b->packed = packed + b->group * all * product_taps(p) * p->len * PANEL;
+    b->packed = packed + b->group * group_floats(p);
     run_block(b);
 }
 
-/* The tasks of one phase; the caller's barrier ends it. Sharing among one costs a small product a tenth of its time. */
+/* The tasks of one phase; the caller's barrier ends it. Little work is shared in even parts: for free, and the outputs
+ * stay in the caches of those who made them before. */
 static void run_phase(block *b, const float *packed)
 {
     const product *p = b->p;
@@ -634,8 +720,10 @@ static void run_phase(block *b, const float *packed)
     const int64_t wanted = ceil_div(tasks, b->blocks * p->groups);
     b->panel_parts = MIN(all, MAX(wanted, ceil_div(all, most_panels(p))));
     const int64_t all_tasks = p->groups * b->blocks * b->panel_parts;
-    if (threads == 1) {
-        for (int64_t task = 0; task < all_tasks; task++)
+    const int64_t work = b->pixels * product_taps(p) * p->len * p->columns * p->groups;
+    if (threads == 1 || work < LITTLE_WORK) {
+        const int64_t me = omp_get_thread_num(), end = part_start(all_tasks, me + 1, threads);
+        for (int64_t task = part_start(all_tasks, me, threads); task < end; task++)
             run_task(b, task, packed);
         return;
     }
@@ -647,23 +735,25 @@ static void run_phase(block *b, const float *packed)
 static void product_run(const product *p, void *workspace)
 {
     const product_space space = product_layout(p);
-    float *zeros = workspace, *own_packed = zeros + space.zeros;
-    const float *packed = p->prepacked ? p->packed : own_packed;
+    float *zeros = workspace;
     char *own = (char *)(zeros + space.shared) + omp_get_thread_num() * space.per_thread;
     int64_t *axes = (int64_t *)(own + round_up(space.tables, 64));
     block b = { .p = p, .zeros = zeros, .taps = (tile_tap *)(axes + 2 * (p->v.taps + p->h.taps)), .tables = own };
     b.rows = (float *)((char *)axes + round_up(space.axes, 64));
     b.panel = (float *)((char *)b.rows + round_up(space.rows, 64));
     b.outputs = (float *)((char *)b.panel + round_up(space.panel, 64));
+    float *weights = packs_alone(p) ? (float *)((char *)b.outputs + round_up(space.outputs, 64)) : zeros + space.zeros;
     const int padded = reads_padding(&p->v) || reads_padding(&p->h);
-    const int packs = !p->prepacked && first_packed_panel(p) < panels(p->columns);
+    const int shares_weights = !p->prepacked && !packs_alone(p) && first_packed_panel(p) < panels(p->columns);
     if (padded) {
 #pragma omp single nowait
         memset(zeros, 0, sizeof(float) * (size_t)p->len);
     }
-    if (packs)
-        pack_weights(p, own_packed);
-    if (padded || packs) {
+    if (shares_weights)
+        pack_weights(p, weights);
+    for (int64_t task = 0; packs_alone(p) && task < pack_tasks(p); task++)
+        pack_task(p, task, weights);
+    if (padded || shares_weights) {
 #pragma omp barrier
     }
     const int64_t phases_v = p->v.backward ? p->v.stride : 1, phases_h = p->h.backward ? p->h.stride : 1;
@@ -672,7 +762,7 @@ static void product_run(const product *p, void *workspace)
             b.v = axis_phase(&p->v, v, axes);
             b.h = axis_phase(&p->h, h, axes + 2 * p->v.taps);
             list_taps(&b);
-            run_phase(&b, packed);
+            run_phase(&b, p->prepacked ? p->packed : weights);
         }
 #pragma omp barrier
 }

@@ -20,22 +20,23 @@ typedef struct {
     pycnn_epilogue epilogue;
 } window_sum;
 
-INLINE void sum_windows(const int rows, const int vectors, const window_sum *s, const float *const *window,
-                        const float *w, float *y)
+INLINE void sum_windows(const int rows, const int vectors, const int quads, const window_sum *s,
+                        const float *const *window, const float *w, float *y)
 {
+    const int made = quads ? 1 : vectors;
     const int64_t len = s->len, row = s->row, columns = s->columns, out_pixel = s->out_pixel;
     const pycnn_epilogue epilogue = s->epilogue;
     const float *x[TALL_ROWS];
     vec acc[TALL_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         x[i] = window[i];
-    UNROLL for (int j = 0; j < vectors; j++) {
-        const vec shift = s->bias ? load_n(s->bias + j * VL, columns - j * VL) : splat(0);
-        UNROLL for (int i = 0; i < rows; i++)
-            acc[i][j] = shift;
-    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++)
+            acc[i][j] = splat(0);
     for (int64_t t = s->taps; t > 0; t--) {
-        for (int64_t l = 0; l < len; l++, w += vectors * VL) {
+        if (quads)
+            w = add_quads(rows, vectors, acc, x, w, len);
+        for (int64_t l = 0; !quads && l < len; l++, w += vectors * VL) {
             vec b[TILE_VECTORS];
             UNROLL for (int j = 0; j < vectors; j++)
                 b[j] = load(w + j * VL);
@@ -48,14 +49,21 @@ INLINE void sum_windows(const int rows, const int vectors, const window_sum *s, 
         UNROLL for (int i = 0; i < rows; i++)
             x[i] += row;
     }
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < vectors; j++)
-            store_n(y + i * out_pixel + j * VL, epilogue.rectifies ? rectify(acc[i][j], epilogue.slope) : acc[i][j],
-                    columns - j * VL);
+    if (quads)
+        join_quads(rows, vectors, acc);
+    UNROLL for (int j = 0; j < made; j++) {
+        const vec shift = s->bias ? load_n(s->bias + j * VL, columns - j * VL) : splat(0);
+        UNROLL for (int i = 0; i < rows; i++) {
+            const vec sum = acc[i][j] + shift;
+            store_n(y + i * out_pixel + j * VL, epilogue.rectifies ? rectify(sum, epilogue.slope) : sum, columns - j * VL);
+        }
+    }
 }
 
-TILE_TABLE(window, sum_windows, (const window_sum *s, const float *const *window, const float *w, float *y),
-           (s, window, w, y))
+#define WINDOW_PARAMETERS (const window_sum *s, const float *const *window, const float *w, float *y)
+TILE_TABLE(window, sum_windows, WINDOW_PARAMETERS, (0, s, window, w, y))
+QUAD_TABLE(quad_window, sum_windows, WINDOW_PARAMETERS, (1, s, window, w, y))
+typedef void window_function WINDOW_PARAMETERS;
 
 /* Where the windows of n pixels begin, the first being number `first` of all images. */
 static void find_windows(const product *p, int64_t first, int64_t n, const float **window)
@@ -88,23 +96,24 @@ static void run_windows(const product *p, const float *packed, int64_t block, in
                      .out_pixel = p->planes ? PANEL : p->out_pixel, .epilogue = p->epilogue };
     find_windows(p, first, pixels, windows);
     for (int64_t panel = 0; panel < all; panel++) {
-        const int vectors = panel_vectors(p->columns, panel);
+        const int vectors = packed_vectors(p, panel), quads = has_quads(p, panel);
         const float *w = packed + panel_offset(p, 0, panel);
         float *y = p->planes ? outputs : p->out + first * p->out_pixel + panel * PANEL;
         s.columns = MIN(PANEL, p->columns - panel * PANEL);
         if (p->planes)
             prefetch_planes(p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL, s.columns);
         s.bias = p->bias ? p->bias + panel * PANEL : NULL;
-        const int64_t tiles = ceil_div(pixels, tile_rows(s.columns));
+        const int64_t tiles = ceil_div(pixels, quads ? TILE_ROWS : tile_rows(s.columns));
+        window_function *const *functions = (quads ? quad_window_functions : window_functions)[vectors - 1];
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t start = part_start(pixels, t, tiles), rows = part_start(pixels, t + 1, tiles) - start;
-            window_functions[vectors - 1][rows - 1](&s, windows + start, w, y + start * s.out_pixel);
+            functions[rows - 1](&s, windows + start, w, y + start * s.out_pixel);
         }
         if (p->planes)
             store_planes(outputs, PANEL, p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL,
                          s.columns);
         if (p->moments.slices > 0)
-            BY_VECTORS(vectors, measure_pixels, p, y, block, pixels, panel);
+            BY_VECTORS(panel_vectors(p->columns, panel), measure_pixels, p, y, block, pixels, panel);
     }
 }
 

@@ -5,7 +5,11 @@
  *
  * The rows of x are found through pointers, so a row may be a pixel of an image under one tap of a filter, a
  * row of a matrix, or zeros that stand for padding. Each step of l loads the vectors of w once and broadcasts
- * one float of each row; rows x vectors accumulators stay in registers. */
+ * one float of each row; rows x vectors accumulators stay in registers.
+ *
+ * One vector of columns leaves a broadcast to each multiply-add, more loads than there is time for, and often some of
+ * its lanes empty. Where the instruction set can repeat four floats over a vector, a step then takes four l at once:
+ * vectors of w hold four columns' [column][l], and the four sums of a column are added in the end. */
 
 typedef struct {
     int64_t tap;         /* its number, which tells its part of a panel of weights */
@@ -107,6 +111,86 @@ INLINE void tile(const int rows, const int vectors, const tile_input *in, const 
     tile_finish(rows, vectors, acc, out);
 }
 
+#ifdef SPREAD_FOUR
+enum { HAS_QUADS = 1 };
+#define QUAD_TABLE TILE_TABLE
+#else /* quads are not used; what follows is only to be compiled */
+enum { HAS_QUADS = 0 };
+#define SPREAD_FOUR(p) splat(*(p))
+#define SPREAD_PART(p, n) splat(*(p))
+#define QUAD_TABLE(name, body, parameters, arguments)                                                         \
+    static void (*const name##_functions[QUAD][TALL_ROWS]) parameters = { { NULL } };
+#endif
+enum { QUAD = 4, QUAD_COLUMNS = VL / QUAD };
+
+INLINE int64_t quad_vectors(int64_t columns) { return ceil_div(columns, QUAD_COLUMNS); }
+
+/* Whether columns are summed by quads of l: what is computed in vain, up to whole quads, costs less than broadcasts. */
+INLINE int sums_quads(int64_t columns, int64_t len)
+{
+    return HAS_QUADS && columns <= VL && 5 * quad_vectors(columns) * round_up(len, QUAD) <= 24 * len;
+}
+
+/* Adds the products of a quad of each row, or of the n floats of the last one. */
+INLINE void add_quad(const int rows, const int vectors, vec acc[TALL_ROWS][TILE_VECTORS], const float *const *x,
+                     int64_t l, const float *w, const int64_t n)
+{
+    vec b[TILE_VECTORS];
+    UNROLL for (int j = 0; j < vectors; j++)
+        b[j] = load(w + j * VL);
+    UNROLL for (int i = 0; i < rows; i++) {
+        const vec a = n == QUAD ? SPREAD_FOUR(x[i] + l) : SPREAD_PART(x[i] + l, n);
+        UNROLL for (int j = 0; j < vectors; j++)
+            acc[i][j] = acc[i][j] + a * b[j];
+    }
+}
+
+/* Adds those of `len` floats of each row; returns where their weights end. */
+INLINE const float *add_quads(const int rows, const int vectors, vec acc[TALL_ROWS][TILE_VECTORS],
+                              const float *const *x, const float *w, int64_t len)
+{
+    const int64_t whole = len / QUAD * QUAD;
+    for (int64_t l = 0; l < whole; l += QUAD, w += vectors * VL)
+        add_quad(rows, vectors, acc, x, l, w, QUAD);
+    if (whole == len)
+        return w;
+    add_quad(rows, vectors, acc, x, whole, w, len - whole);
+    return w + vectors * VL;
+}
+
+/* The sums of each pair of neighbouring lanes, those of a before those of b. */
+INLINE vec pair_sums(vec a, vec b) { return even_lanes(a, b) + odd_lanes(a, b); }
+
+/* A vector of columns of each row, to acc[row][0]. */
+INLINE void join_quads(const int rows, const int vectors, vec acc[TALL_ROWS][TILE_VECTORS])
+{
+    UNROLL for (int i = 0; i < rows; i++) {
+        vec sum[QUAD];
+        UNROLL for (int j = 0; j < QUAD; j++)
+            sum[j] = j < vectors ? acc[i][j] : splat(0);
+        acc[i][0] = pair_sums(pair_sums(sum[0], sum[1]), pair_sums(sum[2], sum[3]));
+    }
+}
+
+INLINE void quad_tile(const int rows, const int vectors, const tile_input *in, const float *w, const tile_range *range,
+                      const tile_store *out)
+{
+    vec acc[TALL_ROWS][TILE_VECTORS];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++)
+            acc[i][j] = (vec){ 0 };
+    const float *const *pointers = in->x;
+    for (int64_t t = 0; t < in->taps; t++, pointers += in->x_step) {
+        const int64_t offset = in->tap[t].offset + range->first;
+        const float *x[TALL_ROWS];
+        UNROLL for (int i = 0; i < rows; i++)
+            x[i] = pointers[i] + offset;
+        add_quads(rows, vectors, acc, x, w + in->tap[t].tap * range->w_tap, range->len);
+    }
+    join_quads(rows, vectors, acc);
+    tile_finish(rows, 1, acc, out);
+}
+
 /* The functions of a micro-kernel, body(rows, vectors, arguments), for each number of rows and of vectors, which the
  * compiler unrolls; and the table name_functions[vectors - 1][rows - 1]. */
 #define TILE_TABLE(name, body, parameters, arguments)                                                         \
@@ -144,5 +228,7 @@ INLINE void tile(const int rows, const int vectors, const tile_input *in, const 
 /* Rows of a tile: one vector leaves registers for more of them, whose sums hide each other's latency. */
 INLINE int64_t tile_rows(int64_t columns) { return columns <= VL ? TALL_ROWS : TILE_ROWS; }
 
-TILE_TABLE(tile, tile, (const tile_input *in, const float *w, const tile_range *range, const tile_store *out),
-           (in, w, range, out))
+#define TILE_PARAMETERS (const tile_input *in, const float *w, const tile_range *range, const tile_store *out)
+TILE_TABLE(tile, tile, TILE_PARAMETERS, (in, w, range, out))
+QUAD_TABLE(quad_tile, quad_tile, TILE_PARAMETERS, (in, w, range, out))
+typedef void tile_function TILE_PARAMETERS;
