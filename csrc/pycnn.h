@@ -34,6 +34,8 @@ typedef struct {
     int64_t prepacked;   /* whether the weights come as the pack_ kernel of the same name has left them */
     int64_t measures;    /* whether mean and variance of each filter's outputs are wanted */
     int64_t planes;      /* whether what it makes, y or dx, goes to contiguous planes (N, C, H, W) */
+    int64_t from_planes; /* whether the images it takes come in such planes; for Winograd alone, undilated and
+                          * with as many patches as columns */
     pycnn_epilogue epilogue;
 } pycnn_conv2d;
 

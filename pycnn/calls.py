@@ -119,17 +119,32 @@ def conv2d(
     kept: bool = False,
     moments: Moments | None = None,
     planes: bool = False,
+    from_planes: bool = False,
 ) -> None:
     """kept: the weights stay the same from run to run, so that they are packed only once; moments: where those of each
-    filter's outputs go; planes: y is contiguous, in (N, K, OH, OW) order. A convolution in groups `stores_pixels`
-    only, and takes neither."""
+    filter's outputs go; planes: y is contiguous, in (N, K, OH, OW) order; a convolution in groups `stores_pixels`
+    only, and takes neither. from_planes: so is x, where the convolution `reads_planes`."""
     is_winograd = _uses_winograd(g, WINOGRAD, g.oh, g.ow, g.c, g.k)
     kernel = _path(g, is_winograd, "winograd_conv2d", "grouped_conv2d", "conv2d")
     # With fewer patches than filters, winograd.h transforms the weights where it uses them.
     kept = kept and (not is_winograd or _patches(g, g.oh, g.ow) >= g.k)
     outputs = [y] if _is_grouped(g) else [y, *(moments or (None, None))]
-    desc = asdict(g) | strides | {"measures": int(moments is not None), "planes": int(planes)}
+    layout = {"planes": int(planes), "from_planes": int(from_planes)}
+    desc = asdict(g) | strides | {"measures": int(moments is not None)} | layout
     _with_weights(b, kernel, [*outputs, x, w, bias], w, _conv_work(g), epilogue, kept, desc)
+
+
+def reads_planes(g: shapes.Conv2D) -> bool:
+    """Whether `conv2d` takes contiguous planes (N, C, H, W) as well as pixels."""
+    is_winograd = _uses_winograd(g, WINOGRAD, g.oh, g.ow, g.c, g.k)
+    return is_winograd and (g.dilation_h, g.dilation_w) == (1, 1) and _patches(g, g.oh, g.ow) >= g.k
+
+
+def backward_reads_planes(g: shapes.Conv2D) -> bool:
+    """Whether its gradients do."""
+    data = _uses_winograd(g, WINOGRAD, g.h, g.w, g.k, g.c) and _patches(g, g.h, g.w) >= g.c
+    weights = _uses_winograd(g, WINOGRAD_WEIGHTS, g.oh, g.ow, g.c, g.k)
+    return data and weights and (g.dilation_h, g.dilation_w) == (1, 1)
 
 
 def stores_pixels(g: shapes.Conv2D) -> bool:
@@ -157,24 +172,27 @@ def _with_weights(
 
 
 def conv2d_backward_data(
-    b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dy: Buffer, w: Buffer, *, planes: bool = False
-) -> None:
-    """planes: dx is contiguous, as y of `conv2d`."""
+    b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dx: Buffer, dy: Buffer, w: Buffer, *, planes: bool = False,
+    from_planes: bool = False,
+) -> None:  # fmt: skip
+    """planes: dx is contiguous, as y of `conv2d`; from_planes: so is dy, where `backward_reads_planes`."""
     is_winograd = _uses_winograd(g, WINOGRAD, g.h, g.w, g.k, g.c)
     kernel = _path(
         g, is_winograd, "winograd_conv2d_backward_data", "grouped_conv2d_backward_data", "conv2d_backward_data"
     )
-    b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides, planes=int(planes))
+    layout = {"planes": int(planes), "from_planes": int(from_planes)}
+    b.call(kernel, [dx, dy, w], _conv_work(g), **asdict(g), **strides, **layout)
 
 
 def conv2d_backward_weights(
-    b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dw: Buffer, x: Buffer, dy: Buffer
+    b: PlanBuilder, g: shapes.Conv2D, strides: Strides, dw: Buffer, x: Buffer, dy: Buffer, *, from_planes: bool = False
 ) -> None:
+    """from_planes: x and dy are contiguous, where `backward_reads_planes`."""
     is_winograd = _uses_winograd(g, WINOGRAD_WEIGHTS, g.oh, g.ow, g.c, g.k)
     kernel = _path(
         g, is_winograd, "winograd_conv2d_backward_weights", "grouped_conv2d_backward_weights", "conv2d_backward_weights"
     )
-    b.call(kernel, [dw, x, dy], _conv_work(g), **asdict(g), **strides)
+    b.call(kernel, [dw, x, dy], _conv_work(g), **asdict(g), **strides, from_planes=int(from_planes))
 
 
 def conv_transpose2d(
@@ -257,6 +275,12 @@ def planes_conv2d_backward(
 
 def column_sums(b: PlanBuilder, rows: int, columns: int, out: Buffer, x: Buffer) -> None:
     b.call("column_sums", [out, x], ELEMENT_WORK * rows * columns, rows=rows, columns=columns)
+
+
+def planar_column_sums(b: PlanBuilder, shape: tuple[int, ...], out: Buffer, x: Buffer) -> None:
+    """The sums of each channel of contiguous x (N, C, H, W)."""
+    n, c, h, w = shape
+    b.call("planar_column_sums", [out, x], ELEMENT_WORK * math.prod(shape), n=n, c=c, h=h, w=w)
 
 
 def gemm(

@@ -86,10 +86,11 @@ def _conv2d_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool, bias: bool) -> No
     strides, w, shift = calls.kcrs_strides(g), b.external("w"), b.external("b") if bias else None
     if not last and calls.planes_conv2d(b, g, strides, b.external("y"), b.external("x"), w, shift):
         return
-    x = _load(b, "x", g.x_shape, last)
+    from_planes = not last and calls.reads_planes(g)
+    x = _load(b, "x", g.x_shape, last or from_planes)
     planes = not last and not calls.stores_pixels(g)
     y, finish = _stored(b, "y", g.y_shape, last or planes)
-    calls.conv2d(b, g, strides, y, x, w, shift, planes=planes)
+    calls.conv2d(b, g, strides, y, x, w, shift, planes=planes, from_planes=from_planes)
     finish()
 
 
@@ -122,13 +123,17 @@ def _conv2d_backward_plan(b: PlanBuilder, g: shapes.Conv2D, last: bool) -> None:
     outside = map(b.external, ("dx", "dw", "db", "dy", "x", "w"))
     if not last and calls.planes_conv2d_backward(b, g, strides, *outside):
         return
-    x, dy = _load(b, "x", g.x_shape, last), _load(b, "dy", g.y_shape, last)
+    from_planes = not last and calls.backward_reads_planes(g)
+    x, dy = (_load(b, *image, last or from_planes) for image in (("x", g.x_shape), ("dy", g.y_shape)))
     planes = not last and not calls.stores_pixels(g)
     dx, finish = _stored(b, "dx", g.x_shape, last or planes)
-    calls.conv2d_backward_data(b, g, strides, dx, dy, b.external("w"), planes=planes)
+    calls.conv2d_backward_data(b, g, strides, dx, dy, b.external("w"), planes=planes, from_planes=from_planes)
     finish()
-    calls.conv2d_backward_weights(b, g, strides, b.external("dw"), x, dy)
-    calls.column_sums(b, g.n * g.oh * g.ow, g.k, b.external("db"), dy)
+    calls.conv2d_backward_weights(b, g, strides, b.external("dw"), x, dy, from_planes=from_planes)
+    if from_planes:
+        calls.planar_column_sums(b, g.y_shape, b.external("db"), dy)
+    else:
+        calls.column_sums(b, g.n * g.oh * g.ow, g.k, b.external("db"), dy)
 
 
 def conv2d_backward(

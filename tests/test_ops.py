@@ -944,7 +944,7 @@ def test_gemm_of_few_columns(k, trans_b):
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(5, 1), (12, 1), (15, 2), (18, 2), (67, 1), (161, 1)])
-def test_conv2d_of_few_filters(channels, groups):
+def test_conv2d_as_products_of_few_columns(channels, groups):
     """As products of few columns, whose sums go over several taps, chunks of channels and groups."""
     for filters in (1, 4, 7, 10, VL):
         shapes = (2, channels * groups, 6, 5), (filters * groups, channels, 3, 3)

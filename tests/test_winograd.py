@@ -15,25 +15,36 @@ from pycnn.plan import Arena, PlanBuilder, run_once
 TILE_ROWS = {"avx512": 14, "avx2": 6, "neon": 12, "baseline": 6}[cnn.info()["isa"]]
 
 
-def run_kernels(x, w, b, dy, padding, dilation, weights):
-    """y, dx, dw of the three kernels, whatever the rule says; weights in (K, C, R, S) or (R, S, C, K) memory."""
+def has_patches(g, height, width, columns):
+    """Whether images may come in planes: what `calls.reads_planes` asks for besides the rule of costs."""
+    return (g.dilation_h, g.dilation_w) == (1, 1) and calls._patches(g, height, width) >= columns
+
+
+def run_kernels(x, w, b, dy, padding, dilation, weights, planes):
+    """y, dx, dw of the three kernels, whatever the rule says; weights in (K, C, R, S) or (R, S, C, K) memory; images in
+    planes (N, C, H, W), where a kernel takes them, or pixels."""
     g = shapes.conv2d("test", x.shape, w.shape, padding=padding, stride=1, dilation=dilation, groups=1)
     order = (0, 1, 2, 3) if weights == "KCRS" else (2, 3, 1, 0)
     strides = calls.kcrs_strides(g) if weights == "KCRS" else calls.rsck_strides(g)
-    nhwc = {name: np.ascontiguousarray(a.transpose(0, 2, 3, 1)) for name, a in (("x", x), ("dy", dy))}
-    arrays = nhwc | {"w": np.ascontiguousarray(w.transpose(order)), "b": b, "y": np.full_like(nhwc["dy"], np.nan)}
-    arrays |= {"dx": np.full_like(nhwc["x"], np.nan), "dw": np.full_like(arrays["w"], np.nan)}
-    for kernel, names in (
-        ("winograd_conv2d", ("y", None, None, "x", "w", "b", None)),
-        ("winograd_conv2d_backward_data", ("dx", "dy", "w")),
-        ("winograd_conv2d_backward_weights", ("dw", "x", "dy")),
-    ):
+    kernels = {
+        "winograd_conv2d": (("y", None, None, "x", "w", "b", None), has_patches(g, g.oh, g.ow, g.k)),
+        "winograd_conv2d_backward_data": (("dx", "dy", "w"), has_patches(g, g.h, g.w, g.c)),
+        "winograd_conv2d_backward_weights": (("dw", "x", "dy"), g.dilation_h == g.dilation_w == 1),
+    }
+    results = []
+    for kernel, (names, takes_planes) in kernels.items():
+        in_planes = planes and takes_planes
+        axes = (0, 1, 2, 3) if in_planes else (0, 2, 3, 1)
+        arrays = {name: np.ascontiguousarray(a.transpose(axes)) for name, a in (("x", x), ("dy", dy))}
+        arrays |= {"w": np.ascontiguousarray(w.transpose(order)), "b": b}
+        like = {"y": "dy", "dx": "x", "dw": "w"}[names[0]]
+        made = arrays[names[0]] = np.full_like(arrays[like], np.nan)
         builder = PlanBuilder()
         args = [name and builder.external(name) for name in names]
-        builder.call(kernel, args, 1e9, **asdict(g), **strides)
+        builder.call(kernel, args, 1e9, **asdict(g), **strides, planes=in_planes, from_planes=in_planes)
         run_once(builder.finish(), arrays)
-    back = (0, 3, 1, 2)
-    return arrays["y"].transpose(back), arrays["dx"].transpose(back), arrays["dw"].transpose(np.argsort(order))
+        results.append(made.transpose(np.argsort(order if like == "w" else axes)))
+    return results
 
 
 def check_kernels(n, c, h, w, k, padding=1, kernel=(3, 3), dilation=1):
@@ -41,8 +52,8 @@ def check_kernels(n, c, h, w, k, padding=1, kernel=(3, 3), dilation=1):
     expected_y = conv2d_double(x, filters, b, padding=padding, dilation=dilation)
     dy = normal(expected_y.shape, "dy")
     dx, dw, _ = conv2d_backward_double(dy, x, filters, padding=padding, dilation=dilation)
-    for layout in ("KCRS", "RSCK"):
-        actual = run_kernels(x, filters, b, dy, padding, dilation, layout)
+    for weights, planes in (("KCRS", False), ("RSCK", False), ("RSCK", True)):
+        actual = run_kernels(x, filters, b, dy, padding, dilation, weights, planes)
         for result, wanted, tolerance in zip(actual, (expected_y, dx, dw), (5e-6, 5e-6, 1e-5), strict=True):
             assert_close(result, wanted, tolerance, floor=1)
 
@@ -101,6 +112,13 @@ def test_segments_of_other_kernels(kernel, shape):
     """A kernel of any size in segments of 3x3 taps; with more padding than the kernel reaches as well."""
     check_kernels(*shape, 0, kernel)
     check_kernels(*shape, ((0, 2), (kernel[0], 1)), kernel)
+
+
+@pytest.mark.parametrize("h", [1, 5, 9])
+def test_lines_of_patches_that_are_cut(h):
+    """Of planes, windows are brought to pixels for boxes of some lines, or of a part of a line that is too long."""
+    check_kernels(2, 3, h, 190, VL + 2)
+    check_kernels(1, VL + 1, h, 345, 3, 2, (5, 4))
 
 
 def test_a_kernel_as_large_as_the_image():

@@ -135,3 +135,32 @@ static void column_sums(const void *desc, void *const *args)
         out[j] = sum;
     }
 }
+
+/* sums[k] = or += sum over n pixels of plane k. */
+static void sum_planes(const float *planes, int64_t pixels, int64_t count, int64_t n, float *sums, int adds)
+{
+    for (int64_t k = 0; k < count; k++, planes += pixels) {
+        vec a = splat(0), b = splat(0);
+        int64_t i = 0;
+        for (; i + 2 * VL <= n; i += 2 * VL) {
+            a = a + load(planes + i);
+            b = b + load(planes + i + VL);
+        }
+        for (; i < n; i += VL)
+            a = a + load_n(planes + i, n - i);
+        sums[k] = lane_sum(a + b) + (adds ? sums[k] : 0);
+    }
+}
+
+/* out[c] = sum over images and the pixels of their planes c: out, x. */
+static void planar_column_sums(const void *desc, void *const *args)
+{
+    const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
+    const int64_t pixels = d->h * d->w;
+    float *out = args[0];
+    const float *x = args[1];
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < d->c; c++)
+        for (int64_t n = 0; n < d->n; n++)
+            sum_planes(x + (n * d->c + c) * pixels, pixels, 1, pixels, out + c, n > 0);
+}

@@ -338,22 +338,6 @@ static void turn_planes(const float *planes, int64_t pixels, int64_t columns, in
     }
 }
 
-/* sums[k] = or += sum over n pixels of plane k. */
-static void sum_planes(const float *planes, int64_t pixels, int64_t count, int64_t n, float *sums, int adds)
-{
-    for (int64_t k = 0; k < count; k++, planes += pixels) {
-        vec a = splat(0), b = splat(0);
-        int64_t i = 0;
-        for (; i + 2 * VL <= n; i += 2 * VL) {
-            a = a + load(planes + i);
-            b = b + load(planes + i + VL);
-        }
-        for (; i < n; i += VL)
-            a = a + load_n(planes + i, n - i);
-        sums[k] = lane_sum(a + b) + (adds ? sums[k] : 0);
-    }
-}
-
 static void add_pointwise_slices(const pycnn_conv2d *d, const pointwise_cut *c, const float *partials, float *dw,
                                  float *db)
 {

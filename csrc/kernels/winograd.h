@@ -22,6 +22,9 @@
  *                 for each e: m = v u                              for each e: m += v u
  *                 outputs                                      outputs
  *
+ * To the first of the two, and to the gradient of the weights, images may come in contiguous planes: their pixels are
+ * brought together where v is made, instead of in a pass of their own through memory.
+ *
  * Weights that stay the same from call to call may come as u to the first of the two; for the second, reading u, four
  * times as large as w, would take longer than making it.
  *
@@ -85,14 +88,14 @@ typedef struct {
     const float *packed;
     pycnn_epilogue epilogue;
     moments moments;                         /* of the columns, a slice for each part of the patches; or of no slices */
-    int64_t planes;                          /* whether the outputs go to contiguous planes */
+    int64_t from_planes, planes;             /* whether images come in, and outputs go to, contiguous planes */
 } winograd;
 
 static winograd cut(winograd p, const pycnn_conv2d *d)
 {
     p.images = d->n, p.w_tap = d->w_tap, p.kernel_h = d->r, p.kernel_w = d->s;
     p.segments_across = ceil_div(d->s, SEGMENT), p.segments = ceil_div(d->r, SEGMENT) * p.segments_across;
-    p.apart_h = d->dilation_h, p.apart_w = d->dilation_w;
+    p.apart_h = d->dilation_h, p.apart_w = d->dilation_w, p.from_planes = d->from_planes, p.planes = d->planes;
     p.down = ceil_div(ceil_div(p.out_h, p.apart_h), PATCH), p.across = ceil_div(ceil_div(p.out_w, p.apart_w), PATCH);
     p.patches = p.images * p.apart_h * p.apart_w * p.down * p.across;
     return p;
@@ -103,7 +106,7 @@ static winograd winograd_forward(const pycnn_conv2d *d)
     return cut((winograd){
         .channels = d->c, .columns = d->k, .in_h = d->h, .in_w = d->w, .out_h = d->oh, .out_w = d->ow,
         .top = d->pad_top, .left = d->pad_left, .w_l = d->w_c, .w_column = d->w_k, .prepacked = d->prepacked,
-        .epilogue = d->epilogue, .planes = d->planes,
+        .epilogue = d->epilogue,
     }, d);
 }
 
@@ -112,7 +115,7 @@ static winograd winograd_reversed(const pycnn_conv2d *d)
     return cut((winograd){
         .channels = d->k, .columns = d->c, .in_h = d->oh, .in_w = d->ow, .out_h = d->h, .out_w = d->w,
         .top = (d->r - 1) * d->dilation_h - d->pad_top, .left = (d->s - 1) * d->dilation_w - d->pad_left,
-        .w_l = d->w_k, .w_column = d->w_c, .flipped = 1, .planes = d->planes,
+        .w_l = d->w_k, .w_column = d->w_c, .flipped = 1,
     }, d);
 }
 
@@ -165,13 +168,13 @@ static void find_window(const winograd *p, const float *in, const patch_place *a
 }
 
 /* B^T d B of n channels from l on, to v, v + step, ... */
-INLINE void transform_window(const float *const window[PLACES], int64_t l, int64_t n, float *v, int64_t step)
+INLINE void transform_window(const float *const pixel[PLACES], int64_t l, int64_t n, float *v, int64_t step)
 {
     vec half[WINDOW][WINDOW];
     UNROLL for (int j = 0; j < WINDOW; j++) {
         vec d[WINDOW], o[WINDOW];
         UNROLL for (int i = 0; i < WINDOW; i++)
-            d[i] = load_n(window[i * WINDOW + j] + l, n);
+            d[i] = load_n(pixel[i * WINDOW + j] + l, n);
         input_transform(d, o);
         UNROLL for (int i = 0; i < WINDOW; i++)
             half[i][j] = o[i];
@@ -185,14 +188,14 @@ INLINE void transform_window(const float *const window[PLACES], int64_t l, int64
 }
 
 /* All channels of a window, those of vector i to v + i * vector_step. */
-static void transform_channels(const float *const window[PLACES], int64_t channels, float *v, int64_t vector_step,
+static void transform_channels(const float *const pixel[PLACES], int64_t channels, float *v, int64_t vector_step,
                                int64_t step)
 {
     const int64_t full = channels / VL * VL;
     for (int64_t l = 0; l < full; l += VL, v += vector_step)
-        transform_window(window, l, VL, v, step);
+        transform_window(pixel, l, VL, v, step);
     if (full < channels)
-        transform_window(window, full, channels - full, v, step);
+        transform_window(pixel, full, channels - full, v, step);
 }
 
 static void transform_patch(const winograd *p, const float *in, const float *zeros, const patch_range *r, int64_t g,
@@ -205,6 +208,90 @@ static void transform_patch(const winograd *p, const float *in, const float *zer
     for (int64_t segment = 0; segment < p->segments; segment++, v += segment_len(p) * rows) {
         find_window(p, in, &at, segment, zeros, window);
         transform_channels(window, p->channels, v, rows * VL, place_step(r->patches * len));
+    }
+}
+
+/* Where images come in planes, undilated: a vector of channels is brought to pixels for a box of neighbouring patches,
+ * [row][column][VL] with padding in its place, which stays in a near cache. */
+
+enum { BOX_PIXELS = 1024, BOX_PATCHES = BOX_PIXELS / (PATCH * PATCH) };
+
+/* down x across patches of one image, from number `first` on. */
+typedef struct { int64_t first, down, across; } patch_box;
+
+INLINE int64_t box_side(int64_t patches) { return patches * PATCH + WINDOW - PATCH; }
+
+/* The first box of `count` patches: some whole lines of an image, or a part of one. */
+static patch_box next_box(const winograd *p, int64_t first, int64_t count)
+{
+    const int64_t column = first % p->across, row = first / p->across % p->down;
+    const int64_t lines = (BOX_PIXELS / box_side(p->across) - (WINDOW - PATCH)) / PATCH;
+    if (column == 0 && count >= p->across && lines > 0)
+        return (patch_box){ first, MIN(MIN(lines, count / p->across), p->down - row), p->across };
+    const int64_t most = (BOX_PIXELS / WINDOW - (WINDOW - PATCH)) / PATCH;
+    return (patch_box){ first, 1, MIN(most, MIN(count, p->across - column)) };
+}
+
+/* to[i][j][lane] = row + i, column + j of each of n planes; what lies outside of them is left as it is. */
+static void fill_box(const float *planes, int64_t height, int64_t width, int64_t n, int64_t row, int64_t column,
+                     int64_t rows, int64_t columns, float *to)
+{
+    const int64_t left = MAX(0, -column), right = MIN(columns, width - column);
+    for (int64_t i = MAX(0, -row); i < MIN(rows, height - row) && left < right; i++)
+        transpose_matrix(planes + (row + i) * width + column + left, height * width, to + (i * columns + left) * VL, VL,
+                         MIN(n, VL), right - left);
+}
+
+/* Those of patch q: side x side pixels. */
+INLINE void find_box_pixels(const float *pixels, int64_t columns, const patch_box *box, int64_t q, const int64_t side,
+                            const float **pixel)
+{
+    const float *first = pixels + (q / box->across * columns + q % box->across) * PATCH * VL;
+    UNROLL for (int64_t i = 0; i < side; i++)
+        UNROLL for (int64_t j = 0; j < side; j++)
+            pixel[i * side + j] = first + (i * columns + j) * VL;
+}
+
+/* Where a patch's transform goes: a vector of channels, and how far behind it the next. */
+typedef struct { float *at; int64_t vector_step; } patch_target;
+
+/* Channels l0..l1 of the windows of a box to v, whose places are `step` floats apart. */
+static void transform_box(const winograd *p, const float *in, const patch_box *box, int64_t l0, int64_t l1,
+                          const patch_target *v, int64_t step)
+{
+    const patch_place at = find_patch(p, box->first);
+    const int64_t rows = box_side(box->down), columns = box_side(box->across), plane = p->in_h * p->in_w;
+    float pixels[BOX_PIXELS * VL];
+    for (int64_t segment = 0; segment < p->segments; segment++) {
+        const int64_t row = at.row - p->top + segment / p->segments_across * SEGMENT;
+        const int64_t column = at.column - p->left + segment % p->segments_across * SEGMENT;
+        for (int64_t l = l0; l < l1; l += VL) {
+            if (l == l0 || p->channels - l < VL)
+                clear_floats(pixels, rows * columns * VL);
+            fill_box(in + (at.n * p->channels + l) * plane, p->in_h, p->in_w, p->channels - l, row, column, rows, columns,
+                     pixels);
+            for (int64_t i = 0; i < box->down * box->across; i++) {
+                const float *pixel[PLACES];
+                find_box_pixels(pixels, columns, box, i, WINDOW, pixel);
+                transform_window(pixel, 0, VL, v[i].at + (segment * segment_len(p) + l) / VL * v[i].vector_step, step);
+            }
+        }
+    }
+}
+
+/* v of a range, from planes. */
+static void transform_planes(const winograd *p, const float *in, const patch_range *r, float *v)
+{
+    const int64_t len = winograd_len(p);
+    patch_target to[BOX_PATCHES];
+    patch_box box;
+    for (int64_t i = 0; i < r->patches; i += box.down * box.across) {
+        box = next_box(p, r->first + i, r->patches - i);
+        for (int64_t q = 0; q < box.down * box.across; q++) {
+            const int64_t g = part_holding(r->patches, i + q, r->groups), start = group_start(r, g);
+            to[q] = (patch_target){ v + start * len + (i + q - start) * VL, group_rows(r, g) * VL };
+        }
+        transform_box(p, in, &box, 0, p->channels, to, place_step(r->patches * len));
     }
 }
 
@@ -532,7 +619,9 @@ static void winograd_blocks(const winograd *p, const winograd_space *s, float *o
 #pragma omp for schedule(dynamic, 1)
     for (int64_t block = 0; block < s->parts; block++) {
         const patch_range r = patch_part(p, block, s->parts);
-        for (int64_t g = 0; g < r.groups; g++)
+        if (p->from_planes)
+            transform_planes(p, in, &r, v);
+        for (int64_t g = 0; !p->from_planes && g < r.groups; g++)
             for (int64_t row = 0; row < group_rows(&r, g); row++)
                 transform_patch(p, in, zeros, &r, g, row, v);
         for (int64_t panel = 0; panel < all; panel++) {

@@ -12,7 +12,7 @@
  * No sum is split among threads, so its bits do not depend on them. A chunk is so long that v and d are read about
  * as often as du. */
 
-enum { STRIP_BLOCKS = (48 + TILE_ROWS - 1) / TILE_ROWS, LEAST_PATCHES = 128 };
+enum { STRIP_BLOCKS = (48 + TILE_ROWS - 1) / TILE_ROWS, LEAST_PATCHES = 128, PLANE_PARTS = 8 };
 
 typedef struct {
     winograd p;                      /* as in the forward product */
@@ -116,6 +116,35 @@ static void transform_dy(const winograd_outer *o, const float *dy, const float *
     }
 }
 
+/* Channels l..l + VL of a box, whose patches' places in the chunk begin at `row`, from planes of x to v. */
+static void transform_x_box(const winograd_outer *o, const float *x, const patch_box *box, int64_t l, float *v, int64_t row)
+{
+    patch_target to[BOX_PATCHES];
+    for (int64_t q = 0; q < box->down * box->across; q++)
+        to[q] = (patch_target){ v + (row + q) * o->v_row, VL };
+    transform_box(&o->p, x, box, l, MIN(l + VL, o->p.channels), to, o->v_step);
+}
+
+/* Columns column..column + VL of such a box, from planes of dy to d. */
+static void transform_dy_box(const winograd_outer *o, const float *dy, const patch_box *box, int64_t column, float *d,
+                             int64_t row)
+{
+    const winograd *p = &o->p;
+    const patch_place at = find_patch(p, box->first);
+    const int64_t panel = column / PANEL, width = panel_width(p->columns, panel);
+    const int64_t rows = box->down * PATCH, columns = box->across * PATCH;
+    float pixels[BOX_PIXELS * VL];
+    clear_floats(pixels, rows * columns * VL);
+    fill_box(dy + (at.n * p->columns + column) * p->out_h * p->out_w, p->out_h, p->out_w, p->columns - column, at.row,
+             at.column, rows, columns, pixels);
+    d += panel * o->patches * PANEL + row * width + column % PANEL;
+    for (int64_t q = 0; q < box->down * box->across; q++, d += width) {
+        const float *pixel[PATCH * PATCH];
+        find_box_pixels(pixels, columns, box, q, PATCH, pixel);
+        transform_gradient(pixel, 0, VL, d, o->d_step);
+    }
+}
+
 /* G^T du G of one vector of columns, to [tap][PANEL]. */
 INLINE void transform_gradients(const float *du, int64_t step, float *filter)
 {
@@ -188,6 +217,46 @@ static void sum_patches(const winograd_outer *o, int64_t panel, int64_t l0, int6
     }
 }
 
+/* v and d of patches first..end - 1; shared among threads. */
+static void transform_chunk(const winograd_outer *o, int64_t first, int64_t end, const float *x, const float *dy,
+                            const float *zeros, float *v, float *d)
+{
+    const winograd *p = &o->p;
+#pragma omp for schedule(static)
+    for (int64_t patch = first; patch < end; patch++) {
+        const float *window[PLACES];
+        const patch_place at = find_patch(p, patch);
+        float *row = v + (patch - first) * o->v_row;
+        for (int64_t segment = 0; segment < p->segments; segment++, row += segment_len(p)) {
+            find_window(p, x, &at, segment, zeros, window);
+            transform_channels(window, p->channels, row, VL, o->v_step);
+        }
+        transform_dy(o, dy, zeros, &at, patch - first, d);
+    }
+}
+
+/* The same where both come in planes: first the channels of x, vector by vector, then the columns of dy. */
+static void transform_chunk_of_planes(const winograd_outer *o, int64_t first, int64_t end, const float *x,
+                                      const float *dy, float *v, float *d)
+{
+    const winograd *p = &o->p;
+    const int64_t channels = ceil_div(p->channels, VL), vectors = channels + ceil_div(p->columns, VL);
+    const int64_t parts = MIN(end - first, PLANE_PARTS);
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < vectors * parts; task++) {
+        const int64_t vector = task / parts, last = first + part_start(end - first, task % parts + 1, parts);
+        patch_box box;
+        for (int64_t patch = first + part_start(end - first, task % parts, parts); patch < last;
+             patch += box.down * box.across) {
+            box = next_box(p, patch, last - patch);
+            if (vector < channels)
+                transform_x_box(o, x, &box, vector * VL, v, patch - first);
+            else
+                transform_dy_box(o, dy, &box, (vector - channels) * VL, d, patch - first);
+        }
+    }
+}
+
 /* dw, x, dy */
 static void winograd_conv2d_backward_weights(const void *desc, void *const *args)
 {
@@ -201,17 +270,10 @@ static void winograd_conv2d_backward_weights(const void *desc, void *const *args
     memset(zeros, 0, sizeof(float) * (size_t)MAX(p->channels, p->columns));
     for (int64_t chunk = 0; chunk < o.chunks; chunk++) {
         const int64_t first = part_start(p->patches, chunk, o.chunks), end = part_start(p->patches, chunk + 1, o.chunks);
-#pragma omp for schedule(static)
-        for (int64_t patch = first; patch < end; patch++) {
-            const float *window[PLACES];
-            const patch_place at = find_patch(p, patch);
-            float *row = v + (patch - first) * o.v_row;
-            for (int64_t segment = 0; segment < p->segments; segment++, row += segment_len(p)) {
-                find_window(p, x, &at, segment, zeros, window);
-                transform_channels(window, p->channels, row, VL, o.v_step);
-            }
-            transform_dy(&o, dy, zeros, &at, patch - first, d);
-        }
+        if (p->from_planes)
+            transform_chunk_of_planes(&o, first, end, x, dy, v, d);
+        else
+            transform_chunk(&o, first, end, x, dy, zeros, v, d);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < all * o.strips; task++) {
             const int64_t panel = task / o.strips, l0 = part_start(o.len, task % o.strips, o.strips);
