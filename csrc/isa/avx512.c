@@ -18,6 +18,7 @@
 
 #define LOAD_PART(p, n) ((vec)_mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), p))
 #define STORE_PART(p, v, n) _mm512_mask_storeu_ps(p, (__mmask16)((1u << (n)) - 1), (__m512)(v))
+#define VEC_MAX(a, b) ((vec)_mm512_max_ps((__m512)(a), (__m512)(b)))
 
 /* p is a multiple of 64. */
 #define STREAM(p, v) _mm512_stream_ps(p, (__m512)(v))

@@ -21,17 +21,17 @@ INLINE vec hard_gate(vec x)
     return where(gate > 6.0f, splat(6), gate) / 6.0f;
 }
 
-/* x F(x) with the normal distribution function F(x) = 1 - F(-x); below -14, F is 0. */
+/* x F(x) with the normal distribution function F(x) = 1 - F(-x); of infinity, which times 0 would be NaN, as of 14. */
 INLINE vec gelu_value(vec x)
 {
-    const vec tail = vec_max(splat(-14), -vec_abs(x));
+    const vec tail = vec_max(splat(-14), vec_minus_abs(x));
     return vec_max(splat(0), x) + tail * (vec_normal_tail_ratio(tail) * vec_gauss(tail));
 }
 
 /* F(x) + x F'(x); of infinities NaN. */
 INLINE vec gelu_slope(vec x)
 {
-    const vec tail = -vec_abs(x);
+    const vec tail = vec_minus_abs(x);
     const vec slope = (vec_normal_tail_ratio(tail) + 0.3989422804f * tail) * vec_gauss(tail);
     return where(x < 0.0f, slope, 1.0f - slope);
 }
