@@ -1,4 +1,5 @@
-"""Outputs beyond the caches are streamed where they begin at a vector's multiple: the same bits as of plain stores."""
+"""Outputs beyond the caches are streamed, where they begin at a vector's multiple or by rows: to the same bits as plain
+stores."""
 
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import VL, normal, run_shared
 
-from pycnn import calls, shapes
+from pycnn import calls, ops, shapes
 
 FLOATS = 10 << 20  # STREAM_FLOATS of vector.h: what a kernel reads and writes
 COLUMNS = 4 * VL
@@ -136,8 +137,10 @@ CASES = {
     "global average pool backward": lambda: global_pool_backward(COLUMNS),
     "global average pool of planes backward": lambda: global_pool_backward(1, 64),
     "softmax": lambda: by_rows("softmax", 16 * VL),
+    "softmax of rows that begin anywhere": lambda: by_rows("softmax", 16 * VL + 5),
     "softmax of few columns": lambda: by_rows("softmax", 10),
     "cross entropy": lambda: by_rows("softmax_cross_entropy", 16 * VL),
+    "cross entropy of rows that begin anywhere": lambda: by_rows("softmax_cross_entropy", 16 * VL + 5),
     "cross entropy of few columns": lambda: by_rows("softmax_cross_entropy", 10),
 }
 
@@ -157,3 +160,13 @@ def test_streamed_outputs_are_those_of_plain_stores(case):
         results.append(out)
     assert not np.isnan(results[0]).any()
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("columns", [16 * VL, 16 * VL + 5])
+def test_streamed_rows_are_those_of_few(columns):
+    """Rows are streamed wherever they begin, so each is compared with itself among too few to be streamed."""
+    rows = FLOATS // 2 // columns + 1
+    logits, labels, some = 3 * normal((rows, columns)), np.arange(rows) % columns, slice(3, 40)
+    np.testing.assert_array_equal(ops.softmax(logits)[some], ops.softmax(logits[some]))
+    gradient, few = (ops.softmax_cross_entropy(logits[part], labels[part])[1] for part in (slice(None), some))
+    np.testing.assert_allclose(rows * gradient[some], len(few) * few, rtol=1e-5, atol=1e-7)

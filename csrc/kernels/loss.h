@@ -49,10 +49,11 @@ static float exp_row(float *y, const float *x, float highest, int64_t columns, i
     return lane_sum(sum);
 }
 
-/* y = x * scale over a row. */
+/* y = x * scale over a row; its whole vectors may go past the caches. */
 static void scale_row(float *y, const float *x, float scale, int64_t columns, int past)
 {
-    int64_t c = 0;
+    int64_t c = past ? MIN(columns, (int64_t)(-(uintptr_t)y % VEC_BYTES / sizeof(float))) : 0;
+    store_n(y, load_n(x, c) * scale, c);
     for (; c + VL <= columns; c += VL)
         put_n(y + c, load(x + c) * scale, VL, past);
     if (c < columns)
@@ -123,7 +124,7 @@ static void softmax(const void *desc, void *const *args)
     float *y = args[0], *spare = (float *)args[2] + omp_get_thread_num() * line_floats(d->columns);
     const float *x = args[1];
     const int by_lanes = d->columns <= NARROW;
-    const int past = streams(y, 2 * d->rows * d->columns, by_lanes ? VL : d->columns), row_past = past && !by_lanes;
+    const int past = by_lanes ? streams(y, 2 * d->rows * d->columns, VL) : moves_much(2 * d->rows * d->columns);
 #pragma omp for schedule(static) nowait
     for (int64_t first = 0; first < d->rows; first += LANES) {
         int64_t row = first, last = MIN(d->rows, first + LANES);
@@ -133,9 +134,9 @@ static void softmax(const void *desc, void *const *args)
             softmax_lanes(y + row * d->columns, x + row * d->columns, d->columns, 1, past);
         for (; row < last; row++) {
             const float *from = x + row * d->columns;
-            float *to = y + row * d->columns, *e = row_past ? spare : to;
-            const float sum = exp_row(e, from, row_max(from, d->columns), d->columns, row_past);
-            scale_row(to, e, 1.0f / sum, d->columns, row_past);
+            float *to = y + row * d->columns, *e = past ? spare : to;
+            const float sum = exp_row(e, from, row_max(from, d->columns), d->columns, past);
+            scale_row(to, e, 1.0f / sum, d->columns, past);
         }
     }
     end_stream(past);
@@ -267,7 +268,8 @@ static void softmax_cross_entropy(const void *desc, void *const *args)
 {
     const pycnn_loss *d = desc;
     const int by_lanes = d->columns <= NARROW && args[3] && d->parameter == 0;
-    const int past = args[1] && streams(args[1], 2 * d->rows * d->columns, by_lanes ? VL : d->columns);
+    const int much = moves_much(2 * d->rows * d->columns);
+    const int past = args[1] && (by_lanes ? streams(args[1], 2 * d->rows * d->columns, VL) : much);
     const entropy e = { d->rows, d->columns, args[1], args[2], args[4], args[5], args[3], d->parameter,
                         past && !by_lanes };
     const int64_t parts = ceil_div(e.rows, SLICE_ROWS), slices = MAX(1, MIN(LOSS_SLICES, parts));

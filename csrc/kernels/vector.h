@@ -66,10 +66,12 @@ enum { STREAM_FLOATS = 10 << 20 };
 #define END_STREAM (void)0
 #endif
 
+INLINE int moves_much(int64_t moved) { return moved >= STREAM_FLOATS; }
+
 /* Whether the outputs, which are stored in rows of `step`, are streamed by a kernel that moves so many floats. */
 INLINE int streams(const float *out, int64_t moved, int64_t step)
 {
-    return moved >= STREAM_FLOATS && step % VL == 0 && (uintptr_t)out % VEC_BYTES == 0;
+    return moves_much(moved) && step % VL == 0 && (uintptr_t)out % VEC_BYTES == 0;
 }
 
 /* What follows the loop, without a barrier of its own, of threads that store past the caches. */
