@@ -164,22 +164,35 @@ INLINE void call_planes(const pixel_block *b, const float *x, int64_t plane, int
             __builtin_prefetch(x + l * plane + b->panel[i].in[0], 0, 2);
 }
 
-/* A tile whose pixels lie in several images: its outputs come and go one by one. */
+/* Outputs of a panel from pixel j on that lie next to each other. */
+INLINE int64_t pixels_in_line(const pixel_panel *panel, int64_t j)
+{
+    int64_t n = 1;
+    while (j + n < panel->pixels && panel->out[j + n] == panel->out[j] + n)
+        n++;
+    return n;
+}
+
+/* A tile whose pixels lie in several images: its outputs come and go by what lies in each. */
 INLINE void run_apart(const pixel_panel *panel, int64_t rows, const tile_input *in, const float *w,
                       const tile_range *range, tile_store out)
 {
     float outputs[TILE_ROWS][PANEL], *y[TILE_ROWS];
     float *const *to = out.y;
-    for (int64_t i = 0; i < rows; i++) {
+    for (int64_t i = 0; i < rows; i++)
         y[i] = outputs[i];
-        for (int64_t j = 0; out.old != 0 && j < panel->pixels; j++)
-            outputs[i][j] = to[i][panel->out[j]];
+    for (int64_t j = 0, n; out.old != 0 && j < panel->pixels; j += n) {
+        n = pixels_in_line(panel, j);
+        for (int64_t i = 0; i < rows; i++)
+            copy_floats(y[i] + j, to[i] + panel->out[j], n);
     }
     out.y = y;
     tile_functions[panel_vectors(out.columns, 0) - 1][rows - 1](in, w, range, &out);
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < panel->pixels; j++)
-            to[i][panel->out[j]] = outputs[i][j];
+    for (int64_t j = 0, n; j < panel->pixels; j += n) {
+        n = pixels_in_line(panel, j);
+        for (int64_t i = 0; i < rows; i++)
+            copy_floats(to[i] + panel->out[j], y[i] + j, n);
+    }
 }
 
 /* Rows start..start + rows - 1 of w, of which `range` is summed over, by all panels, so that what lies side by side is
