@@ -14,10 +14,10 @@
  *         for each chunk of l:                                                      restarts the running sums
  *             for each panel, for each tile: the micro-kernel                       panel in L2, rows in L1
  *
- * Weights that stay the same from call to call may come packed. Where few tiles would read a panel, w is read where it
- * lies. A block's outputs may go to contiguous planes, through a part of the workspace that lies in a cache, and their
- * moments may be taken (moments.h). Every output is made by one task in a fixed order, so its bits do not depend on the
- * threads. */
+ * Few weights are packed by each thread for itself. Those that stay the same from call to call may come packed. Where
+ * few tiles would read a panel, w is read where it lies. A block's outputs may go to contiguous planes, through a part
+ * of the workspace that lies in a cache, and their moments may be taken (moments.h). Every output is made by one task in
+ * a fixed order, so its bits do not depend on the threads. */
 
 typedef struct { int64_t in, out, taps, stride, dilation, pad; int backward; } axis;
 
@@ -66,7 +66,10 @@ INLINE int64_t packed_floats(const product *p, int64_t panel, int64_t len)
     return (has_quads(p, panel) ? ceil_div(len, QUAD) : len) * packed_vectors(p, panel) * VL;
 }
 /* Those of all panels of a group, the last of which may end with a part of a quad. */
-INLINE int64_t group_floats(const product *p) { return panels(p->columns) * product_taps(p) * round_up(p->len, QUAD) * PANEL; }
+INLINE int64_t group_floats(const product *p)
+{
+    return panels(p->columns) * product_taps(p) * round_up(p->len, QUAD) * PANEL;
+}
 
 /* Few weights are packed by each thread for itself: sooner than it would get the others' parts. */
 INLINE int packs_alone(const product *p)
@@ -623,10 +626,11 @@ static void run_panel(const block *b, const block_tile *tiles, int64_t n, int co
         out.bias = p->bias + b->group * p->columns + panel * PANEL;
     if (l0 + len == p->len)
         out.epilogue = p->epilogue;
-    tile_function *const *functions = (has_quads(p, panel) ? quad_tile_functions : tile_functions)[vectors - 1];
+    const int quads = has_quads(p, panel);
     for (int64_t t = 0; t < n; t++) {
+        const int64_t row = tiles[t].rows - 1;
         out.y = tiles[t].y;
-        functions[tiles[t].rows - 1](&tiles[t].in, w, &range, &out);
+        (quads ? quad_tile_functions[vectors - 1][row] : tile_functions[vectors - 1][row])(&tiles[t].in, w, &range, &out);
         if (range.fetches_weights)
             range.ahead += len * range.ahead_step;
     }

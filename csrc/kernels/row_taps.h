@@ -63,7 +63,6 @@ INLINE void sum_windows(const int rows, const int vectors, const int quads, cons
 #define WINDOW_PARAMETERS (const window_sum *s, const float *const *window, const float *w, float *y)
 TILE_TABLE(window, sum_windows, WINDOW_PARAMETERS, (0, s, window, w, y))
 QUAD_TABLE(quad_window, sum_windows, WINDOW_PARAMETERS, (1, s, window, w, y))
-typedef void window_function WINDOW_PARAMETERS;
 
 /* Where the windows of n pixels begin, the first being number `first` of all images. */
 static void find_windows(const product *p, int64_t first, int64_t n, const float **window)
@@ -104,10 +103,11 @@ static void run_windows(const product *p, const float *packed, int64_t block, in
             prefetch_planes(p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL, s.columns);
         s.bias = p->bias ? p->bias + panel * PANEL : NULL;
         const int64_t tiles = ceil_div(pixels, quads ? TILE_ROWS : tile_rows(s.columns));
-        window_function *const *functions = (quads ? quad_window_functions : window_functions)[vectors - 1];
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t start = part_start(pixels, t, tiles), rows = part_start(pixels, t + 1, tiles) - start;
-            functions[rows - 1](&s, windows + start, w, y + start * s.out_pixel);
+            float *to = y + start * s.out_pixel;
+            (quads ? quad_window_functions[vectors - 1][rows - 1] : window_functions[vectors - 1][rows - 1])(
+                &s, windows + start, w, to);
         }
         if (p->planes)
             store_planes(outputs, PANEL, p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL,

@@ -231,4 +231,3 @@ INLINE int64_t tile_rows(int64_t columns) { return columns <= VL ? TALL_ROWS : T
 #define TILE_PARAMETERS (const tile_input *in, const float *w, const tile_range *range, const tile_store *out)
 TILE_TABLE(tile, tile, TILE_PARAMETERS, (in, w, range, out))
 QUAD_TABLE(quad_tile, quad_tile, TILE_PARAMETERS, (in, w, range, out))
-typedef void tile_function TILE_PARAMETERS;
