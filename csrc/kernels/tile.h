@@ -77,40 +77,6 @@ INLINE void tile_finish(const int rows, const int vectors, vec acc[TALL_ROWS][TI
             store_n(y[i] + j * VL, acc[i][j], columns - j * VL);
 }
 
-INLINE void tile(const int rows, const int vectors, const tile_input *in, const float *w, const tile_range *range,
-                 const tile_store *out)
-{
-    const int64_t len = range->len, w_row = range->w_row;
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < vectors; j++)
-            __builtin_prefetch(out->y[i] + out->first + j * VL, 1);
-    vec acc[TALL_ROWS][TILE_VECTORS];
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < vectors; j++)
-            acc[i][j] = (vec){ 0 };
-    const float *const *pointers = in->x;
-    for (int64_t t = 0; t < in->taps; t++, pointers += in->x_step) {
-        const int64_t offset = in->tap[t].offset + range->first;
-        const float *row = w + in->tap[t].tap * range->w_tap, *x[TALL_ROWS];
-        UNROLL for (int i = 0; i < rows; i++)
-            x[i] = pointers[i] + offset;
-        /* a number: it may lie outside of the array */
-        uintptr_t ahead = (uintptr_t)(range->fetches_weights ? row : x[0]) + (uintptr_t)range->ahead;
-        for (int64_t l = 0; l < len; l++, row += w_row, ahead += (uintptr_t)range->ahead_step) {
-            vec b[TILE_VECTORS];
-            __builtin_prefetch((const void *)ahead);
-            UNROLL for (int j = 0; j < vectors; j++)
-                b[j] = load(row + j * VL);
-            UNROLL for (int i = 0; i < rows; i++) {
-                vec a = splat(x[i][l]);
-                UNROLL for (int j = 0; j < vectors; j++)
-                    acc[i][j] = acc[i][j] + a * b[j];
-            }
-        }
-    }
-    tile_finish(rows, vectors, acc, out);
-}
-
 #ifdef SPREAD_FOUR
 enum { HAS_QUADS = 1 };
 #define QUAD_TABLE TILE_TABLE
@@ -172,9 +138,14 @@ INLINE void join_quads(const int rows, const int vectors, vec acc[TALL_ROWS][TIL
     }
 }
 
-INLINE void quad_tile(const int rows, const int vectors, const tile_input *in, const float *w, const tile_range *range,
-                      const tile_store *out)
+INLINE void tile(const int rows, const int vectors, const int quads, const tile_input *in, const float *w,
+                 const tile_range *range, const tile_store *out)
 {
+    const int made = quads ? 1 : vectors;
+    const int64_t len = range->len, w_row = range->w_row;
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < made; j++)
+            __builtin_prefetch(out->y[i] + out->first + j * VL, 1);
     vec acc[TALL_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
@@ -182,13 +153,30 @@ INLINE void quad_tile(const int rows, const int vectors, const tile_input *in, c
     const float *const *pointers = in->x;
     for (int64_t t = 0; t < in->taps; t++, pointers += in->x_step) {
         const int64_t offset = in->tap[t].offset + range->first;
-        const float *x[TALL_ROWS];
+        const float *row = w + in->tap[t].tap * range->w_tap, *x[TALL_ROWS];
         UNROLL for (int i = 0; i < rows; i++)
             x[i] = pointers[i] + offset;
-        add_quads(rows, vectors, acc, x, w + in->tap[t].tap * range->w_tap, range->len);
+        if (quads) {
+            add_quads(rows, vectors, acc, x, row, len);
+            continue;
+        }
+        /* a number: it may lie outside of the array */
+        uintptr_t ahead = (uintptr_t)(range->fetches_weights ? row : x[0]) + (uintptr_t)range->ahead;
+        for (int64_t l = 0; l < len; l++, row += w_row, ahead += (uintptr_t)range->ahead_step) {
+            vec b[TILE_VECTORS];
+            __builtin_prefetch((const void *)ahead);
+            UNROLL for (int j = 0; j < vectors; j++)
+                b[j] = load(row + j * VL);
+            UNROLL for (int i = 0; i < rows; i++) {
+                vec a = splat(x[i][l]);
+                UNROLL for (int j = 0; j < vectors; j++)
+                    acc[i][j] = acc[i][j] + a * b[j];
+            }
+        }
     }
-    join_quads(rows, vectors, acc);
-    tile_finish(rows, 1, acc, out);
+    if (quads)
+        join_quads(rows, vectors, acc);
+    tile_finish(rows, made, acc, out);
 }
 
 /* The functions of a micro-kernel, body(rows, vectors, arguments), for each number of rows and of vectors, which the
@@ -229,5 +217,5 @@ INLINE void quad_tile(const int rows, const int vectors, const tile_input *in, c
 INLINE int64_t tile_rows(int64_t columns) { return columns <= VL ? TALL_ROWS : TILE_ROWS; }
 
 #define TILE_PARAMETERS (const tile_input *in, const float *w, const tile_range *range, const tile_store *out)
-TILE_TABLE(tile, tile, TILE_PARAMETERS, (in, w, range, out))
-QUAD_TABLE(quad_tile, quad_tile, TILE_PARAMETERS, (in, w, range, out))
+TILE_TABLE(tile, tile, TILE_PARAMETERS, (0, in, w, range, out))
+QUAD_TABLE(quad_tile, tile, TILE_PARAMETERS, (1, in, w, range, out))

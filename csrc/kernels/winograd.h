@@ -242,7 +242,7 @@ static void fill_box(const float *planes, int64_t height, int64_t width, int64_t
                          MIN(n, VL), right - left);
 }
 
-/* Those of patch q: side x side pixels. */
+/* Where the side x side pixels of patch q of a box lie. */
 INLINE void find_box_pixels(const float *pixels, int64_t columns, const patch_box *box, int64_t q, const int64_t side,
                             const float **pixel)
 {
