@@ -60,6 +60,12 @@ static void scale_row(float *y, const float *x, float scale, int64_t columns, in
         store_n(y + c, load_n(x + c, columns - c) * scale, columns - c);
 }
 
+/* Whether what is read and written once is streamed: rows by lanes as one array, others wherever they begin. */
+INLINE int streams_rows(const float *out, int64_t floats, int by_lanes)
+{
+    return by_lanes ? streams(out, 2 * floats, VL) : moves_much(2 * floats);
+}
+
 /* Of LANES rows or of VL, a lane each. */
 typedef struct { vec highest[2], sum[2]; } lane_sums;
 
@@ -124,7 +130,7 @@ static void softmax(const void *desc, void *const *args)
     float *y = args[0], *spare = (float *)args[2] + omp_get_thread_num() * line_floats(d->columns);
     const float *x = args[1];
     const int by_lanes = d->columns <= NARROW;
-    const int past = by_lanes ? streams(y, 2 * d->rows * d->columns, VL) : moves_much(2 * d->rows * d->columns);
+    const int past = streams_rows(y, d->rows * d->columns, by_lanes);
 #pragma omp for schedule(static) nowait
     for (int64_t first = 0; first < d->rows; first += LANES) {
         int64_t row = first, last = MIN(d->rows, first + LANES);
@@ -268,8 +274,7 @@ static void softmax_cross_entropy(const void *desc, void *const *args)
 {
     const pycnn_loss *d = desc;
     const int by_lanes = d->columns <= NARROW && args[3] && d->parameter == 0;
-    const int much = moves_much(2 * d->rows * d->columns);
-    const int past = args[1] && (by_lanes ? streams(args[1], 2 * d->rows * d->columns, VL) : much);
+    const int past = args[1] && streams_rows(args[1], d->rows * d->columns, by_lanes);
     const entropy e = { d->rows, d->columns, args[1], args[2], args[4], args[5], args[3], d->parameter,
                         past && !by_lanes };
     const int64_t parts = ceil_div(e.rows, SLICE_ROWS), slices = MAX(1, MIN(LOSS_SLICES, parts));

@@ -1,8 +1,8 @@
 /* exp and expm1 of what is not positive, tanh, sigmoid, the normal distribution and logarithms on vectors.
  *
  * exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln(2) / 2, and exp(r) - 1 = r + r^2 P(r), where P of degree 4
- * has the least relative error, 1.3e-8. Results below 2^-126 come out with less precision or as 0. All functions but sigmoid reduce
- * to exponents x <= 0, so 2^n cannot overflow; for x > 0 the result is any number.
+ * has the least relative error, 1.3e-8. Results below 2^-126 come out with less precision or as 0. All functions but
+ * sigmoid reduce to exponents x <= 0, so 2^n cannot overflow; for x > 0 the result is any number.
  * Errors: exp and expm1 2 ulp, tanh and sigmoid 4 ulp. */
 
 typedef struct { vec q, two_n; } exp_parts;

@@ -57,8 +57,7 @@ INLINE int panel_vectors(int64_t columns, int64_t panel)
 INLINE int has_quads(const product *p, int64_t panel) { return sums_quads(p->columns - panel * PANEL, p->len); }
 INLINE int packed_vectors(const product *p, int64_t panel)
 {
-    const int64_t columns = p->columns - panel * PANEL;
-    return sums_quads(columns, p->len) ? (int)quad_vectors(columns) : panel_vectors(p->columns, panel);
+    return has_quads(p, panel) ? (int)quad_vectors(p->columns - panel * PANEL) : panel_vectors(p->columns, panel);
 }
 /* The floats of `len` l of a panel under one tap. */
 INLINE int64_t packed_floats(const product *p, int64_t panel, int64_t len)
@@ -755,7 +754,8 @@ static void product_run(const product *p, void *workspace)
     }
     if (shares_weights)
         pack_weights(p, weights);
-    for (int64_t task = 0; packs_alone(p) && task < pack_tasks(p); task++)
+    const int64_t own_tasks = packs_alone(p) ? pack_tasks(p) : 0;
+    for (int64_t task = 0; task < own_tasks; task++)
         pack_task(p, task, weights);
     if (padded || shares_weights) {
 #pragma omp barrier

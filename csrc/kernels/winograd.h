@@ -621,9 +621,10 @@ static void winograd_blocks(const winograd *p, const winograd_space *s, float *o
         const patch_range r = patch_part(p, block, s->parts);
         if (p->from_planes)
             transform_planes(p, in, &r, v);
-        for (int64_t g = 0; !p->from_planes && g < r.groups; g++)
-            for (int64_t row = 0; row < group_rows(&r, g); row++)
-                transform_patch(p, in, zeros, &r, g, row, v);
+        else
+            for (int64_t g = 0; g < r.groups; g++)
+                for (int64_t row = 0; row < group_rows(&r, g); row++)
+                    transform_patch(p, in, zeros, &r, g, row, v);
         for (int64_t panel = 0; panel < all; panel++) {
             multiply_places(p, &r, panel, 0, len, v, u + PLACES * panel * u_step, u_step, m);
             finish_patches(p, &r, block, panel, m, out, bias);
