@@ -47,6 +47,14 @@ static inline void store_lanes(float *p, __m256 v, int64_t n)
 #define LOAD_PAIR(low, high)                                                                                  \
     ((eight)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1))
 
+#define LOAD_FOURS(p, step) ((vec)LOAD_PAIR(p, (p) + (step)))
+#define STORE_FOURS(p, step, v) store_fours(p, step, (__m256)(v))
+static inline void store_fours(float *p, int64_t step, __m256 v)
+{
+    _mm_storeu_ps(p, _mm256_castps256_ps128(v));
+    _mm_storeu_ps(p + step, _mm256_extractf128_ps(v, 1));
+}
+
 #include "../kernels/all.h"
 
 #if defined(__clang__)

@@ -27,6 +27,23 @@
 #define LOAD_PAIR(low, high)                                                                                  \
     ((eight)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1))
 
+#define LOAD_FOURS(p, step) ((vec)load_fours(p, step))
+#define STORE_FOURS(p, step, v) store_fours(p, step, (__m512)(v))
+static inline __m512 load_fours(const float *p, int64_t step)
+{
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + step), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 2 * step), 2);
+    return _mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * step), 3);
+}
+static inline void store_fours(float *p, int64_t step, __m512 v)
+{
+    _mm_storeu_ps(p, _mm512_castps512_ps128(v));
+    _mm_storeu_ps(p + step, _mm512_extractf32x4_ps(v, 1));
+    _mm_storeu_ps(p + 2 * step, _mm512_extractf32x4_ps(v, 2));
+    _mm_storeu_ps(p + 3 * step, _mm512_extractf32x4_ps(v, 3));
+}
+
 /* Four floats, or n < 4 of them and zeros, again and again. */
 #define SPREAD_FOUR(p) ((vec)_mm512_broadcast_f32x4(_mm_loadu_ps(p)))
 #define SPREAD_PART(p, n) ((vec)_mm512_broadcast_f32x4(_mm_maskz_loadu_ps((__mmask8)((1u << (n)) - 1), p)))

@@ -109,6 +109,65 @@ static void transpose_matrix(const float *from, int64_t from_row, float *to, int
             to[j * to_row + i] = from[i * from_row + j];
 }
 
+/* Four floats from each of as many places, `step` apart, as fill a vector; and back. */
+#ifndef LOAD_FOURS
+#define LOAD_FOURS(p, step) load(p)
+#define STORE_FOURS(p, step, v) store(p, v)
+#endif
+
+/* Of the fours in a: a0 b0 a1 b1, a2 b2 a3 b3; a0 a1 b0 b1, a2 a3 b2 b3 */
+LANES_OF(low_of_fours, i / 4 * 4 + i % 4 / 2 + i % 2 * VL)
+LANES_OF(high_of_fours, i / 4 * 4 + 2 + i % 4 / 2 + i % 2 * VL)
+LANES_OF(first_twos, i / 4 * 4 + i % 2 + i % 4 / 2 * VL)
+LANES_OF(last_twos, i / 4 * 4 + 2 + i % 2 + i % 4 / 2 * VL)
+
+/* Transposes the squares that the fours in the same place of four vectors are. */
+INLINE void transpose_fours(vec v[4])
+{
+    const vec ab_low = low_of_fours(v[0], v[1]), ab_high = high_of_fours(v[0], v[1]);
+    const vec cd_low = low_of_fours(v[2], v[3]), cd_high = high_of_fours(v[2], v[3]);
+    v[0] = first_twos(ab_low, cd_low);
+    v[1] = last_twos(ab_low, cd_low);
+    v[2] = first_twos(ab_high, cd_high);
+    v[3] = last_twos(ab_high, cd_high);
+}
+
+/* lanes[column][row] = rows[row][column] for VL rows next to each other, whose columns lie `step` apart in `lanes`. */
+INLINE void rows_to_lanes(const float *rows, int64_t columns, float *lanes, int64_t step)
+{
+    if (columns < 4) {
+        transpose_matrix(rows, columns, lanes, step, VL, columns);
+        return;
+    }
+    for (int64_t j = 0; j < columns; j += 4) {
+        const int64_t first = MIN(j, columns - 4);
+        vec v[4];
+        UNROLL for (int i = 0; i < 4; i++)
+            v[i] = LOAD_FOURS(rows + i * columns + first, 4 * columns);
+        transpose_fours(v);
+        UNROLL for (int i = 0; i < 4; i++)
+            store(lanes + (first + i) * step, v[i]);
+    }
+}
+
+/* And back. */
+INLINE void lanes_to_rows(const float *lanes, int64_t step, float *rows, int64_t columns)
+{
+    if (columns < 4) {
+        transpose_matrix(lanes, step, rows, columns, columns, VL);
+        return;
+    }
+    for (int64_t j = 0; j < columns; j += 4) {
+        const int64_t first = MIN(j, columns - 4);
+        vec v[4];
+        UNROLL for (int i = 0; i < 4; i++)
+            v[i] = load(lanes + (first + i) * step);
+        transpose_fours(v);
+        UNROLL for (int i = 0; i < 4; i++)
+            STORE_FOURS(rows + i * columns + first, 4 * columns, v[i]);
+    }
+}
+
 INLINE void transpose_tile(const float *from, int64_t from_row, float *to, int64_t to_row, int wide)
 {
     const int64_t side = wide ? SQUARE : 4;
@@ -127,9 +186,8 @@ INLINE void transpose_tile(const float *from, int64_t from_row, float *to, int64
  * sees coming, and a line is fetched before a part of it is written. */
 INLINE void prefetch_rows(const float *to, int64_t offset, int64_t to_row)
 {
-    const uintptr_t at = (uintptr_t)to + (uintptr_t)offset * sizeof(float);
     for (int64_t i = 0; i < TILE_SIDE; i++)
-        __builtin_prefetch((const void *)(at + (uintptr_t)(i * to_row) * sizeof(float)), 1);
+        call_for_writing(to, offset + i * to_row);
 }
 
 /* rows, columns >= 4; `wide` says that the matrix has more columns than rows. */

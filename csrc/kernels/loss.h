@@ -5,10 +5,11 @@
  *     rows of up to NARROW columns, LANES or VL rows at a time (shared): the same with a row in each lane, transposed
  *                            and back
  *
- * Losses are summed up in double precision: each of at most LOSS_SLICES slices of the rows, which begin where vectors
- * do, from its first to its last, then the slices. A gradient argument may be NULL, when only the loss is wanted. */
+ * Losses, those of a vector's rows first, are summed up in double precision: each of at most LOSS_SLICES slices of the
+ * rows, which begin where vectors do, from its first to its last, then the slices. A gradient argument may be NULL, when
+ * only the loss is wanted. */
 
-enum { LOSS_SLICES = 64, SLICE_ROWS = 16, NARROW = 32, LANES = 2 * VL };
+enum { LOSS_SLICES = 64, SLICE_ROWS = 16, NARROW = 32, LANES = 2 * VL, BLOCKS_AHEAD = 4 };
 _Static_assert(SLICE_ROWS % VL == 0, "slices begin at vectors, or their streamed rows would be misaligned");
 
 /* Without NaN, which the sum of the row's exponentials brings out. */
@@ -69,13 +70,14 @@ INLINE int streams_rows(const float *out, int64_t floats, int by_lanes)
 /* Of LANES rows or of VL, a lane each. */
 typedef struct { vec highest[2], sum[2]; } lane_sums;
 
-/* exp_row of vectors * VL rows x of up to NARROW columns: y gets a lane of each row for each column. */
+/* exp_row of vectors * VL rows x of up to NARROW columns: y gets a lane of each row for each column. Between the
+ * exponentials, the lines of later rows are called one by one: all at once they would wait for each other. */
 INLINE lane_sums exp_lanes(float *y, const float *x, int64_t columns, const int vectors)
 {
     const int64_t rows = vectors * VL;
     lane_sums s;
-    transpose_matrix(x, columns, y, rows, rows, columns);
     UNROLL for (int v = 0; v < vectors; v++) {
+        rows_to_lanes(x + v * VL * columns, columns, y + v * VL, rows);
         s.highest[v] = splat(-INFINITY);
         s.sum[v] = splat(0);
     }
@@ -85,6 +87,7 @@ INLINE lane_sums exp_lanes(float *y, const float *x, int64_t columns, const int 
     for (int64_t c = 0; c < columns; c++)
         UNROLL for (int v = 0; v < vectors; v++) {
             float *at = y + c * rows + v * VL;
+            __builtin_prefetch(x + (BLOCKS_AHEAD * columns + c) * rows + v * VL);
             const vec e = vec_exp_negative(load(at) - s.highest[v]);
             store(at, e);
             s.sum[v] = s.sum[v] + e;
@@ -97,7 +100,8 @@ INLINE void store_turned(float *y, const float *lanes, int64_t columns, const in
 {
     const int64_t rows = vectors * VL;
     float turned[NARROW * LANES], *to = past ? turned : y;
-    transpose_matrix(lanes, rows, to, columns, columns, rows);
+    UNROLL for (int v = 0; v < vectors; v++)
+        lanes_to_rows(lanes + v * VL, rows, to + v * VL * columns, columns);
     for (int64_t i = 0; past && i < rows * columns; i += VL)
         STREAM(y + i, load(turned + i));
 }
@@ -260,8 +264,7 @@ INLINE double entropy_of_lanes(const entropy *e, int64_t row, const int vectors,
             const vec subtracted = (vec)((ivec)s.sum[v] & (label == (int32_t)c));
             store(at, (load(at) - subtracted) * scale);
         }
-        for (int i = 0; i < VL; i++)
-            loss += losses[i];
+        loss += VL * (double)lane_sum(losses * (1.0f / VL)); /* a sum may be beyond single precision */
     }
     if (e->dlogits)
         store_turned(e->dlogits + row * e->columns, p, e->columns, vectors, past);

@@ -7,7 +7,7 @@
  * Mean and variance are taken relative to the first plane's mean, so that a mean far from zero does not cancel. Sums of
  * single precision stay short: after RUN_FLOATS of them they are added to those of double precision. */
 
-enum { RUN_FLOATS = 1024 };
+enum { RUN_FLOATS = 1024, CALLED_PLANE = 256, CALL_AHEAD = 512 };
 
 typedef struct { int64_t images, plane, step; } channel_planes;   /* step: floats from image to image */
 
@@ -97,7 +97,8 @@ static void planar_batch_norm_backward(const void *desc, void *const *args)
     float *dgamma = args[1], *dbeta = args[2];
     const float *mean = args[5], *rstd = args[6], *gamma = args[7];
     const float share = d->training ? 1.0f / (float)d->rows : 0.0f;
-    const int past = streams(args[0], 3 * d->rows * d->columns, d->plane);
+    const int past = streams(args[0], 3 * d->rows * d->columns, d->plane), calls_dx = !past && p.plane >= CALLED_PLANE;
+    const int64_t ahead = MIN(CALL_AHEAD, p.plane);
 #pragma omp for schedule(static) nowait
     for (int64_t c = 0; c < d->columns; c++) {
         float *dx = (float *)args[0] + c * p.plane;
@@ -109,6 +110,8 @@ static void planar_batch_norm_backward(const void *desc, void *const *args)
         const float shift = dbeta[c] * share, slope = dgamma[c] * share * rstd[c];
         for (int64_t n = p.images - 1; n >= 0; n--)
             for (int64_t i = n * p.step, end = i + p.plane; i < end; i += VL) {
+                if (calls_dx) /* x and dy are near, dx is not */
+                    call_for_writing(dx, i + ahead < end ? i + ahead : i + ahead - p.plane - p.step);
                 const vec through = (load_n(x + i, end - i) - centre) * slope + shift;
                 put_n(dx + i, scale * (load_n(dy + i, end - i) - through), end - i, past);
             }

@@ -91,6 +91,12 @@ INLINE void put_n(float *p, vec v, int64_t n, int past)
         store_n(p, v, n);
 }
 
+/* Calls the line of p[at], which may lie outside of the array. */
+INLINE void call_for_writing(const float *p, int64_t at)
+{
+    __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)at * sizeof(float)), 1);
+}
+
 INLINE ivec load_int_n(const int32_t *p, int64_t n) { return (ivec)load_n((const float *)p, n); }
 INLINE void store_int_n(int32_t *p, ivec v, int64_t n) { store_n((float *)p, (vec)v, n); }
 
