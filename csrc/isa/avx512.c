@@ -8,6 +8,7 @@
 #define TILE_ROWS 7
 #define TILE_VECTORS 4
 #define TALL_ROWS 14
+#define QUAD_ROWS 8
 #define CACHE_FLOATS (1 << 18)
 
 #if defined(__clang__)

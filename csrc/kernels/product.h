@@ -77,10 +77,10 @@ INLINE int packs_alone(const product *p)
 }
 
 /* l is summed in chunks: a panel's part stays in L2, and short running sums keep the rounding error low. */
-INLINE int64_t chunk_length(int64_t taps) { return MIN(CHUNK, MAX(16, 576 / taps / 16 * 16)); }
+INLINE int64_t chunk_length(int64_t taps) { return taps == 1 ? CHUNK : MIN(CHUNK, MAX(16, 576 / taps / 16 * 16)); }
 INLINE int64_t product_rows(const product *p)
 {
-    return sums_quads(p->columns, p->len) ? TILE_ROWS : tile_rows(p->columns);
+    return sums_quads(p->columns, p->len) ? quad_rows(p->columns) : tile_rows(p->columns);
 }
 /* The l that a task packs: a part of one chunk. */
 INLINE int64_t strip_length(int64_t taps) { return chunk_length(taps) % PACK_STRIP == 0 ? PACK_STRIP : 16; }
@@ -261,7 +261,7 @@ static void pack_columns(const product *p, const strip *s, const float *const *r
 }
 
 /* The columns of a quad of l, of which there are n, side by side in each row: [column][l]. */
-INLINE void pack_quad(const float *const *rows, int64_t offset, int64_t n, int64_t columns, float *to)
+INLINE void pack_quad(const float *const *rows, int64_t offset, const int64_t n, int64_t columns, float *to)
 {
     vec row[QUAD];
     UNROLL for (int i = 0; i < QUAD; i++)
@@ -284,7 +284,10 @@ static void pack_quads(const product *p, const strip *s, int64_t panel, const fl
     float *tap = packed_panel(p, s, panel, packed, &width);
     for (int64_t t = 0; t < product_taps(p); t++, tap += packed_floats(p, panel, len)) {
         float *to = tap;
-        for (int64_t l = 0; l < count; l += QUAD, to += width)
+        int64_t l = 0;
+        for (; p->w_column == 1 && l + QUAD <= count; l += QUAD, to += width)
+            pack_quad(rows + l, t * p->w_tap + first, QUAD, columns, to);
+        for (; l < count; l += QUAD, to += width)
             if (p->w_column == 1)
                 pack_quad(rows + l, t * p->w_tap + first, count - l, columns, to);
             else
@@ -301,12 +304,10 @@ static void pack_strip(const product *p, const strip *s, float *packed)
     const float *rows[PACK_STRIP], *w = p->w + s->group * p->w_group;
     strip wide = *s;
     w += s->l0 / p->inner * p->w_outer;
-    for (int64_t l = s->l0, i = l % p->inner; l < s->l1; l++, i++) {
-        if (i == p->inner) {
-            i = 0;
-            w += p->w_outer;
-        }
-        rows[l - s->l0] = w + i * p->w_inner;
+    for (int64_t l = s->l0, i = l % p->inner; l < s->l1; i = 0, w += p->w_outer) {
+        const float *row = w + i * p->w_inner;
+        for (const int64_t end = MIN(s->l1, l + p->inner - i); l < end; l++, row += p->w_inner)
+            rows[l - s->l0] = row;
     }
     if (s->last_panel > last && has_quads(p, last)) {
         pack_quads(p, s, last, rows, len, packed);
@@ -402,43 +403,68 @@ static void list_taps(const block *b)
                                 .offset = (b->v.offset[r] * b->p->h.in + b->h.offset[s]) * b->p->in_pixel };
 }
 
-/* A pixel of a phase: image n, line v of it, place h in the line. */
-typedef struct { int64_t n, v, h; } place;
+/* A pixel of a phase: image n, line v of it, place h in the line; and where it is read, under offset 0 of both axes, and
+ * written, once x is not NULL. */
+typedef struct { int64_t n, v, h; const float *x; float *y; } place;
+
+static void find_pointers(const block *b, place *at)
+{
+    const product *p = b->p;
+    const int64_t x_line = at->n * p->v.in + at->v * b->v.in_step, x = x_line * p->h.in + at->h * b->h.in_step;
+    const int64_t y_line = at->n * p->v.out + b->v.first + at->v * b->v.step;
+    at->x = p->in + b->group * p->len * p->in_channel + x * p->in_pixel;
+    at->y = p->out + b->group * p->columns + (y_line * p->h.out + b->h.first + at->h * b->h.step) * p->out_pixel;
+}
 
 INLINE int inside(int64_t position, int64_t size) { return position >= 0 && position < size; }
 
-/* Finds the next pixels from `at`, which moves behind them: their places row[i], column[i] in the input and
- * pointers there, all under offset 0 of both axes, and where `out` is written. Returns whether no tap meets padding. */
-static int find_pixels(const block *b, place *at, block_tile *tile, int64_t *row, int64_t *column)
+INLINE void next_line(const phase *v, place *at)
+{
+    at->h = 0;
+    at->x = NULL;
+    if (++at->v == v->count) {
+        at->v = 0;
+        at->n++;
+    }
+}
+
+/* Finds a tile's pixels from `at`, which moves behind them. Returns whether no tap meets padding. */
+static int find_pixels(const block *b, place *at, block_tile *tile)
 {
     const product *p = b->p;
     const phase *v = &b->v, *h = &b->h;
     const int64_t x_step = h->in_step * p->in_pixel, y_step = h->step * p->out_pixel;
+    const float **x = tile->x;
+    float **y = tile->y;
     int all_inside = 1;
-    for (int64_t i = 0; i < tile->rows;) { /* the part of an image's line that the tile holds */
-        const int64_t first = i, end = MIN(tile->rows, i + h->count - at->h), line = at->v * v->in_step;
-        const int64_t begin = at->h * h->in_step, last = begin + (end - 1 - i) * h->in_step;
-        const float *x = p->in + b->group * p->len * p->in_channel +
-                         ((at->n * p->v.in + line) * p->h.in + begin) * p->in_pixel;
-        float *y = p->out + b->group * p->columns + ((at->n * p->v.out + v->first + at->v * v->step) * p->h.out +
-                                                     h->first + at->h * h->step) * p->out_pixel;
-        for (; i < end; i++, x += x_step, y += y_step) {
-            row[i] = line;
-            column[i] = begin + (i - first) * h->in_step;
-            tile->x[i] = x;
-            tile->y[i] = y;
+    for (int64_t left = tile->rows; left > 0;) { /* the part of an image's line that the tile holds */
+        const int64_t n = MIN(left, h->count - at->h), line = at->v * v->in_step, begin = at->h * h->in_step;
+        if (!at->x)
+            find_pointers(b, at);
+        all_inside &= line + v->low >= 0 && line + v->high < p->v.in && begin + h->low >= 0 &&
+                      begin + (n - 1) * h->in_step + h->high < p->h.in;
+        for (const float **end = x + n; x < end; at->x += x_step, at->y += y_step) {
+            ONE_BY_ONE;
+            *x++ = at->x;
+            *y++ = at->y;
         }
-        all_inside &= line + v->low >= 0 && line + v->high < p->v.in && begin + h->low >= 0 && last + h->high < p->h.in;
-        at->h += end - first;
-        if (at->h == h->count) {
-            at->h = 0;
-            if (++at->v == v->count) {
-                at->v = 0;
-                at->n++;
-            }
-        }
+        left -= n;
+        at->h += n;
+        if (at->h == h->count)
+            next_line(v, at);
     }
     return all_inside;
+}
+
+/* The places of the same pixels in the input. */
+static void find_places(const block *b, place at, int64_t rows, int64_t *row, int64_t *column)
+{
+    for (int64_t i = 0; i < rows; i++) {
+        row[i] = at.v * b->v.in_step;
+        column[i] = at.h * b->h.in_step;
+        if (++at.h == b->h.count)
+            next_line(&b->v, &at);
+    }
 }
 
 /* Where much of what taps meet is padding, a tile holds the same pixel of several images: a tap is padding for all of
@@ -487,10 +513,13 @@ static void find_images(const block *b, int64_t t, block_tile *tile, tile_tap *t
                 taps[tile->in.taps++] = b->taps[r * h->taps + s];
 }
 
-/* Gives each tap pointers of its own, to rows or to zeros; taps that are all padding are left out. */
-static void find_padding(const block *b, block_tile *tile, const int64_t *row, const int64_t *column, tile_tap *taps)
+/* Gives each tap of the tile that begins at `first` pointers of its own, to rows or to zeros; taps that are all padding
+ * are left out. */
+static void find_padding(const block *b, place first, block_tile *tile, tile_tap *taps)
 {
     const product *p = b->p;
+    int64_t row[TALL_ROWS], column[TALL_ROWS];
+    find_places(b, first, tile->rows, row, column);
     const float **x = (const float **)(taps + product_taps(p));
     tile->in = (tile_input){ .x_step = product_rows(p), .tap = taps, .x = x };
     for (int64_t r = 0; r < b->v.taps; r++)
@@ -516,7 +545,7 @@ static void find_tiles(const block *b, block_tile *tiles)
     const int64_t table = taps * (int64_t)(sizeof(tile_tap) + (size_t)most * sizeof(float *));
     const int64_t first = part_start(b->pixels, b->first_tile, b->all_tiles);
     const int64_t rows = b->pixels / b->all_tiles, longer = b->pixels % b->all_tiles;
-    place at = { first / b->h.count / b->v.count, first / b->h.count % b->v.count, first % b->h.count };
+    place at = { first / b->h.count / b->v.count, first / b->h.count % b->v.count, first % b->h.count, NULL, NULL };
     for (int64_t t = 0; t < b->tiles; t++) {
         block_tile *tile = &tiles[t];
         tile_tap *own = (tile_tap *)(b->tables + t * table);
@@ -524,11 +553,11 @@ static void find_tiles(const block *b, block_tile *tiles)
             find_images(b, b->first_tile + t, tile, own);
             continue;
         }
-        int64_t row[TALL_ROWS], column[TALL_ROWS];
+        const place start = at;
         tile->rows = rows + (b->first_tile + t < longer);
         tile->in = (tile_input){ .taps = b->v.taps * b->h.taps, .tap = b->taps, .x = tile->x };
-        if (!find_pixels(b, &at, tile, row, column))
-            find_padding(b, tile, row, column, own);
+        if (!find_pixels(b, &at, tile))
+            find_padding(b, start, tile, own);
     }
 }
 

@@ -102,7 +102,7 @@ static void run_windows(const product *p, const float *packed, int64_t block, in
         if (p->planes)
             prefetch_planes(p->out, p->v.out * p->h.out, p->columns, first, pixels, panel * PANEL, s.columns);
         s.bias = p->bias ? p->bias + panel * PANEL : NULL;
-        const int64_t tiles = ceil_div(pixels, quads ? TILE_ROWS : tile_rows(s.columns));
+        const int64_t tiles = ceil_div(pixels, quads ? quad_rows(s.columns) : tile_rows(s.columns));
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t start = part_start(pixels, t, tiles), rows = part_start(pixels, t + 1, tiles) - start;
             float *to = y + start * s.out_pixel;

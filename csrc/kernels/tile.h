@@ -79,9 +79,9 @@ INLINE void tile_finish(const int rows, const int vectors, vec acc[TALL_ROWS][TI
 
 #ifdef SPREAD_FOUR
 enum { HAS_QUADS = 1 };
-#define QUAD_TABLE TILE_TABLE
 #else /* quads are not used; what follows is only to be compiled */
 enum { HAS_QUADS = 0 };
+#define QUAD_ROWS TILE_ROWS
 #define SPREAD_FOUR(p) splat(*(p))
 #define SPREAD_PART(p, n) splat(*(p))
 #define QUAD_TABLE(name, body, parameters, arguments)                                                         \
@@ -187,8 +187,20 @@ INLINE void tile(const int rows, const int vectors, const int quads, const tile_
     static void (*const name##_functions[TILE_VECTORS][TALL_ROWS]) parameters = {                             \
         { TALL_HEIGHTS(TILE_ENTRY, name, 1) }, WIDE_TILES(TILE_ENTRIES, name)                                 \
     };
+#ifndef QUAD_TABLE
+#define QUAD_TABLE(name, body, parameters, arguments)                                                         \
+    TALL_HEIGHTS(TALL_FUNCTION, name, body, parameters, arguments)                                            \
+    QUAD_HEIGHTS(QUAD_FUNCTIONS, name, body, parameters, arguments)                                           \
+    TILE_HEIGHTS(WIDEST_FUNCTION, name, body, parameters, arguments)                                          \
+    static void (*const name##_functions[QUAD][TALL_ROWS]) parameters = {                                     \
+        { TALL_HEIGHTS(TILE_ENTRY, name, 1) }, { QUAD_HEIGHTS(TILE_ENTRY, name, 2) },                         \
+        { QUAD_HEIGHTS(TILE_ENTRY, name, 3) }, { TILE_HEIGHTS(TILE_ENTRY, name, 4) },                         \
+    };
+#endif
 #define TALL_FUNCTION(rows, ...) TILE_FUNCTION(1, rows, __VA_ARGS__)
 #define TILE_FUNCTIONS(rows, ...) WIDE_TILES(TILE_FUNCTION, rows, __VA_ARGS__)
+#define QUAD_FUNCTIONS(rows, ...) TILE_FUNCTION(2, rows, __VA_ARGS__) TILE_FUNCTION(3, rows, __VA_ARGS__)
+#define WIDEST_FUNCTION(rows, ...) TILE_FUNCTION(4, rows, __VA_ARGS__)
 #define TILE_FUNCTION(vectors, rows, name, body, parameters, arguments)                                       \
     static void name##_##rows##x##vectors parameters { body(rows, vectors, TILE_ARGUMENTS arguments); }
 #define TILE_ARGUMENTS(...) __VA_ARGS__
@@ -199,22 +211,28 @@ INLINE void tile(const int rows, const int vectors, const int quads, const tile_
 #define HEIGHTS_3(T, ...) T(1, __VA_ARGS__) T(2, __VA_ARGS__) T(3, __VA_ARGS__)
 #define HEIGHTS_6(T, ...) HEIGHTS_3(T, __VA_ARGS__) T(4, __VA_ARGS__) T(5, __VA_ARGS__) T(6, __VA_ARGS__)
 #define HEIGHTS_7(T, ...) HEIGHTS_6(T, __VA_ARGS__) T(7, __VA_ARGS__)
+#define HEIGHTS_8(T, ...) HEIGHTS_7(T, __VA_ARGS__) T(8, __VA_ARGS__)
 #define HEIGHTS_12(T, ...)                                                                                    \
-    HEIGHTS_7(T, __VA_ARGS__) T(8, __VA_ARGS__) T(9, __VA_ARGS__) T(10, __VA_ARGS__) T(11, __VA_ARGS__)        \
-    T(12, __VA_ARGS__)
+    HEIGHTS_8(T, __VA_ARGS__) T(9, __VA_ARGS__) T(10, __VA_ARGS__) T(11, __VA_ARGS__) T(12, __VA_ARGS__)
 #define HEIGHTS_14(T, ...) HEIGHTS_12(T, __VA_ARGS__) T(13, __VA_ARGS__) T(14, __VA_ARGS__)
 #define HEIGHTS__(rows, ...) HEIGHTS_##rows(__VA_ARGS__)
 #define HEIGHTS_(rows, ...) HEIGHTS__(rows, __VA_ARGS__)
 #define TILE_HEIGHTS(...) HEIGHTS_(TILE_ROWS, __VA_ARGS__)
 #define TALL_HEIGHTS(...) HEIGHTS_(TALL_ROWS, __VA_ARGS__)
+#define QUAD_HEIGHTS(...) HEIGHTS_(QUAD_ROWS, __VA_ARGS__)
 #define WIDTHS_2(T, ...) T(2, __VA_ARGS__)
 #define WIDTHS_4(T, ...) T(2, __VA_ARGS__) T(3, __VA_ARGS__) T(4, __VA_ARGS__)
 #define WIDTHS__(vectors, ...) WIDTHS_##vectors(__VA_ARGS__)
 #define WIDTHS_(vectors, ...) WIDTHS__(vectors, __VA_ARGS__)
 #define WIDE_TILES(...) WIDTHS_(TILE_VECTORS, __VA_ARGS__)
 
-/* Rows of a tile: one vector leaves registers for more of them, whose sums hide each other's latency. */
+/* Rows of a tile: few vectors leave registers for more of them, whose sums hide each other's latency. */
 INLINE int64_t tile_rows(int64_t columns) { return columns <= VL ? TALL_ROWS : TILE_ROWS; }
+INLINE int64_t quad_rows(int64_t columns)
+{
+    const int64_t vectors = quad_vectors(columns);
+    return vectors == 1 ? TALL_ROWS : vectors < QUAD ? QUAD_ROWS : TILE_ROWS;
+}
 
 #define TILE_PARAMETERS (const tile_input *in, const float *w, const tile_range *range, const tile_store *out)
 TILE_TABLE(tile, tile, TILE_PARAMETERS, (0, in, w, range, out))

@@ -20,6 +20,8 @@ enum { VL = VEC_BYTES / 4 };
 #endif
 /* Makes the compiler load again what it would otherwise keep in registers that are wanted for sums. */
 #define LOAD_AGAIN __asm__ volatile("" ::: "memory")
+/* Keeps the compiler from making vectors of what a short loop does. */
+#define ONE_BY_ONE __asm__ volatile("")
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
@@ -199,7 +201,10 @@ INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 INLINE int64_t line_floats(int64_t floats) { return round_up(floats, 16); }
 
 /* Where part i of n begins when `total` is cut into n even parts. */
-INLINE int64_t part_start(int64_t total, int64_t i, int64_t n) { return total / n * i + MIN(i, total % n); }
+INLINE int64_t part_start(int64_t total, int64_t i, int64_t n)
+{
+    return n == 1 ? total * i : total / n * i + MIN(i, total % n);
+}
 /* Which part of these item `at` lies in. */
 INLINE int64_t part_holding(int64_t total, int64_t at, int64_t n)
 {
