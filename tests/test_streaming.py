@@ -82,14 +82,14 @@ def planar_batch_norm(backward):
     return build, inputs, shape
 
 
-def pool_backward(kernel):
+def pool_backward(kernel, window=3, padding=1):
     shape = images(COLUMNS, 60, FLOATS)
-    g = shapes.pool2d("max_pool2d", shape, 3, stride=2, padding=1)
+    g = shapes.pool2d("max_pool2d", shape, window, stride=2, padding=padding)
     out = (g.y_shape[0], g.y_shape[2], g.y_shape[3], COLUMNS)
     inputs = {"dy": normal(out)}
     if kernel == "max_pool2d_backward":
         pixels = np.arange(out[1] * out[2]).reshape(1, out[1], out[2], 1)
-        rows, columns = 2 * (pixels // out[2]), 2 * (pixels % out[2])  # the middles of the windows
+        rows, columns = 2 * (pixels // out[2]), 2 * (pixels % out[2])  # in the middles of windows of 3, the first of 2
         inputs["argmax"] = np.ascontiguousarray(np.broadcast_to(rows * 60 + columns, out)).astype(np.int32)
 
     def build(b):
@@ -134,6 +134,8 @@ CASES = {
     "batch norm of planes backward": lambda: planar_batch_norm(True),
     "max pool backward": lambda: pool_backward("max_pool2d_backward"),
     "average pool backward": lambda: pool_backward("avg_pool2d_backward"),
+    "max pool backward by cells": lambda: pool_backward("max_pool2d_backward", 2, 0),
+    "average pool backward by cells": lambda: pool_backward("avg_pool2d_backward", 2, 0),
     "global average pool backward": lambda: global_pool_backward(COLUMNS),
     "global average pool of planes backward": lambda: global_pool_backward(1, 64),
     "softmax": lambda: by_rows("softmax", 16 * VL),

@@ -5,9 +5,9 @@
  *     rows of up to NARROW columns, LANES or VL rows at a time (shared): the same with a row in each lane, transposed
  *                            and back
  *
- * Losses, those of a vector's rows first, are summed up in double precision: each of at most LOSS_SLICES slices of the
- * rows, which begin where vectors do, from its first to its last, then the slices. A gradient argument may be NULL, when
- * only the loss is wanted. */
+ * Losses, those of a vector's rows first, are summed up in double precision: each of at most LOSS_SLICES slices of
+ * the rows, which begin where vectors do, from its first to its last, then the slices. A gradient argument may be NULL,
+ * when only the loss is wanted. */
 
 enum { LOSS_SLICES = 64, SLICE_ROWS = 16, NARROW = 32, LANES = 2 * VL, BLOCKS_AHEAD = 4 };
 _Static_assert(SLICE_ROWS % VL == 0, "slices begin at vectors, or their streamed rows would be misaligned");

@@ -119,9 +119,21 @@ INLINE void cell(int64_t i, int64_t count, int64_t stride, int64_t pad, int64_t 
     *last = i == count - 1 ? size : MIN(size, (i + 1) * stride - pad);
 }
 
+/* Whether dx is streamed, from dy and what else is as large: no vector runs into the next pixel then. */
+INLINE int streams_inputs(const pycnn_pool2d *d, const float *dx, int read)
+{
+    return streams(dx, d->n * (d->h * d->w + read * d->oh * d->ow) * d->c, d->c);
+}
+
+/* Likewise by cells, whose pixels are written in turn: not by parts of lines, of which too many would wait. */
+INLINE int streams_cells(const pycnn_pool2d *d, const float *dx, int read)
+{
+    return VEC_BYTES == LINE_BYTES && streams_inputs(d, dx, read);
+}
+
 /* n channels of a cell of rows by columns whose first pixel is `place`. */
 INLINE void max_cell_vector(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax, int64_t place,
-                            int64_t n, int64_t room, int64_t rows, int64_t columns)
+                            int64_t n, int64_t room, int past, int64_t rows, int64_t columns)
 {
     const vec gradient = load_n(dy, n);
     const ivec chosen = load_int_n(argmax, n);
@@ -129,24 +141,25 @@ INLINE void max_cell_vector(const pycnn_pool2d *d, float *dx, const float *dy, c
         for (int64_t j = 0; j < columns; j++) {
             const int64_t at = i * d->w + j;
             const ivec here = chosen == splat_int((int32_t)(place + at));
-            store_n(dx + at * d->c, (vec)(here & (ivec)gradient), MAX(n, room - j * d->c));
+            put_n(dx + at * d->c, (vec)(here & (ivec)gradient), MAX(n, room - j * d->c), past);
         }
 }
 
 INLINE void max_cell(const pycnn_pool2d *d, float *dx, const float *dy, const int32_t *argmax, int64_t place,
-                     int64_t room, int64_t rows, int64_t columns)
+                     int64_t room, int past, int64_t rows, int64_t columns)
 {
     int64_t c = 0;
     for (; c + VL <= d->c; c += VL)
-        max_cell_vector(d, dx + c, dy + c, argmax + c, place, VL, VL, rows, columns);
+        max_cell_vector(d, dx + c, dy + c, argmax + c, place, VL, VL, past, rows, columns);
     if (c < d->c)
-        max_cell_vector(d, dx + c, dy + c, argmax + c, place, d->c - c, c ? 0 : room, rows, columns);
+        max_cell_vector(d, dx + c, dy + c, argmax + c, place, d->c - c, c ? 0 : room, 0, rows, columns);
 }
 
-static void max_backward_apart(const pycnn_pool2d *desc, float *dx, const float *dy, const int32_t *argmax)
+INLINE void max_backward_apart(const pycnn_pool2d *desc, float *dx, const float *dy, const int32_t *argmax,
+                               const int past)
 {
     const pycnn_pool2d own = *desc, *d = &own;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < d->n * d->oh; row++) {
         float *image = dx + row / d->oh * d->h * d->w * d->c;
         int64_t h0, h1, w0, w1;
@@ -155,15 +168,10 @@ static void max_backward_apart(const pycnn_pool2d *desc, float *dx, const float 
             cell(ow, d->ow, d->stride_w, d->pad_w, d->w, &w0, &w1);
             const int64_t place = h0 * d->w + w0, from = (row * d->ow + ow) * d->c;
             BY_SIZE(h1 - h0, w1 - w0, max_cell, d, image + place * d->c, dy + from, argmax + from, place,
-                    (d->w - w0) * d->c);
+                    (d->w - w0) * d->c, past);
         }
     }
-}
-
-/* Whether dx is streamed, from dy and what else is as large: no vector runs into the next pixel then. */
-INLINE int streams_inputs(const pycnn_pool2d *d, const float *dx, int read)
-{
-    return streams(dx, d->n * (d->h * d->w + read * d->oh * d->ow) * d->c, d->c);
+    end_stream(past);
 }
 
 /* n channels of one input pixel: dy and argmax at the first of the windows that cover it. */
@@ -237,8 +245,10 @@ static void max_pool2d_backward(const void *desc, void *const *args)
         max_backward_anywhere(d, args[0], args[1], args[2]);
     else if (windows_overlap(d))
         max_backward_overlapping(d, args[0], args[1], args[2]);
+    else if (streams_cells(d, args[0], 2))
+        max_backward_apart(d, args[0], args[1], args[2], 1);
     else
-        max_backward_apart(d, args[0], args[1], args[2]);
+        max_backward_apart(d, args[0], args[1], args[2], 0);
 }
 
 /* The divisor of the window at (top, left): its size with padding, cut at the padded edge, or what of it lies inside
@@ -375,30 +385,30 @@ static void average_backward_overlapping(const pycnn_pool2d *desc, float *dx, co
 }
 
 /* n channels of a cell of rows by columns; the window covers the first inner_rows by inner_columns of it. */
-INLINE void average_cell_vector(const pycnn_pool2d *d, float *dx, vec share, int64_t n, int64_t room,
+INLINE void average_cell_vector(const pycnn_pool2d *d, float *dx, vec share, int64_t n, int64_t room, int past,
                                 int64_t inner_rows, int64_t inner_columns, int64_t rows, int64_t columns)
 {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j++)
-            store_n(dx + (i * d->w + j) * d->c, i < inner_rows && j < inner_columns ? share : splat(0),
-                    MAX(n, room - j * d->c));
+            put_n(dx + (i * d->w + j) * d->c, i < inner_rows && j < inner_columns ? share : splat(0),
+                  MAX(n, room - j * d->c), past);
 }
 
-INLINE void average_cell(const pycnn_pool2d *d, float *dx, const float *dy, float scale, int64_t room,
+INLINE void average_cell(const pycnn_pool2d *d, float *dx, const float *dy, float scale, int64_t room, int past,
                          int64_t inner_rows, int64_t inner_columns, int64_t rows, int64_t columns)
 {
     int64_t c = 0;
     for (; c + VL <= d->c; c += VL)
-        average_cell_vector(d, dx + c, load(dy + c) * scale, VL, VL, inner_rows, inner_columns, rows, columns);
+        average_cell_vector(d, dx + c, load(dy + c) * scale, VL, VL, past, inner_rows, inner_columns, rows, columns);
     if (c < d->c)
-        average_cell_vector(d, dx + c, load_n(dy + c, d->c - c) * scale, d->c - c, c ? 0 : room, inner_rows,
+        average_cell_vector(d, dx + c, load_n(dy + c, d->c - c) * scale, d->c - c, c ? 0 : room, 0, inner_rows,
                             inner_columns, rows, columns);
 }
 
-static void average_backward_apart(const pycnn_pool2d *desc, float *dx, const float *dy)
+INLINE void average_backward_apart(const pycnn_pool2d *desc, float *dx, const float *dy, const int past)
 {
     const pycnn_pool2d own = *desc, *d = &own;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < d->n * d->oh; row++) {
         float *image = dx + row / d->oh * d->h * d->w * d->c;
         const int64_t top = row % d->oh * d->stride_h - d->pad_h;
@@ -408,9 +418,10 @@ static void average_backward_apart(const pycnn_pool2d *desc, float *dx, const fl
             const int64_t left = ow * d->stride_w - d->pad_w;
             cell(ow, d->ow, d->stride_w, d->pad_w, d->w, &w0, &w1);
             BY_SIZE(h1 - h0, w1 - w0, average_cell, d, image + (h0 * d->w + w0) * d->c, dy + (row * d->ow + ow) * d->c,
-                    average_scale(d, top, left), (d->w - w0) * d->c, top + d->r - h0, left + d->s - w0);
+                    average_scale(d, top, left), (d->w - w0) * d->c, past, top + d->r - h0, left + d->s - w0);
         }
     }
+    end_stream(past);
 }
 
 /* dx, dy */
@@ -418,8 +429,10 @@ static void avg_pool2d_backward(const void *desc, void *const *args)
 {
     if (windows_overlap(desc))
         average_backward_overlapping(desc, args[0], args[1]);
+    else if (streams_cells(desc, args[0], 1))
+        average_backward_apart(desc, args[0], args[1], 1);
     else
-        average_backward_apart(desc, args[0], args[1]);
+        average_backward_apart(desc, args[0], args[1], 0);
 }
 
 enum { MEAN_STRIP = 8, MEAN_CHUNK = 16 };
@@ -455,6 +468,14 @@ static float mean_of_plane(const float *x, int64_t pixels)
     return lane_sum(total) / (float)pixels;
 }
 
+/* Those of n planes. */
+static void means_of_planes(float *y, const float *x, int64_t n, int64_t pixels)
+{
+#pragma omp for schedule(static)
+    for (int64_t plane = 0; plane < n; plane++)
+        y[plane] = mean_of_plane(x + plane * pixels, pixels);
+}
+
 /* y (N, C), x */
 static void global_avg_pool2d(const void *desc, void *const *args)
 {
@@ -462,14 +483,16 @@ static void global_avg_pool2d(const void *desc, void *const *args)
     float *y = args[0];
     const float *x = args[1];
     const int64_t channels = d->c, pixels = d->h * d->w, strip = MEAN_STRIP * VL, strips = ceil_div(channels, strip);
+    if (channels == 1) {
+        means_of_planes(y, x, d->n, pixels);
+        return;
+    }
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < d->n * strips; task++) {
         const int64_t image = task / strips, first = task % strips * strip;
         const float *from = x + image * pixels * channels;
         float *to = y + image * channels;
-        if (channels == 1)
-            *to = mean_of_plane(from, pixels);
-        else if (first + strip <= channels)
+        if (first + strip <= channels)
             mean_of_pixels(to + first, from + first, pixels, channels, strip, MEAN_STRIP);
         else
             for (int64_t c = first, n; c < channels; c += n) {

@@ -77,7 +77,10 @@ INLINE int packs_alone(const product *p)
 }
 
 /* l is summed in chunks: a panel's part stays in L2, and short running sums keep the rounding error low. */
-INLINE int64_t chunk_length(int64_t taps) { return taps == 1 ? CHUNK : MIN(CHUNK, MAX(16, 576 / taps / 16 * 16)); }
+INLINE int64_t chunk_length(int64_t taps)
+{
+    return taps == 1 ? CHUNK : MIN(CHUNK, MAX(16, 576 / taps / 16 * 16));
+}
 INLINE int64_t product_rows(const product *p)
 {
     return sums_quads(p->columns, p->len) ? quad_rows(p->columns) : tile_rows(p->columns);
@@ -403,8 +406,8 @@ static void list_taps(const block *b)
                                 .offset = (b->v.offset[r] * b->p->h.in + b->h.offset[s]) * b->p->in_pixel };
 }
 
-/* A pixel of a phase: image n, line v of it, place h in the line; and where it is read, under offset 0 of both axes, and
- * written, once x is not NULL. */
+/* A pixel of a phase: image n, line v of it, place h in the line; and where it is read, under offset 0 of both axes,
+ * and written, once x is not NULL. */
 typedef struct { int64_t n, v, h; const float *x; float *y; } place;
 
 static void find_pointers(const block *b, place *at)

@@ -5,7 +5,7 @@ typedef int32_t ivec __attribute__((vector_size(VEC_BYTES)));
 typedef uint32_t uvec __attribute__((vector_size(VEC_BYTES)));
 typedef float vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
 
-enum { VL = VEC_BYTES / 4 };
+enum { VL = VEC_BYTES / 4, LINE_BYTES = 64 };
 
 /* What a thread may keep in L2, as blocks are cut. */
 #ifndef CACHE_FLOATS
