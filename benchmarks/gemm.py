@@ -18,6 +18,7 @@ import ctypes
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -119,8 +120,11 @@ class Blas:
         with tempfile.TemporaryDirectory() as folder:
             source, built = Path(folder, "repeat.c"), Path(folder, "repeat.so")
             source.write_text(REPEAT)
-            command = [os.environ.get("CC", "cc"), "-O2", "-shared", "-fPIC", source, "-o", built]
-            subprocess.run(command, check=True)
+            command = [*shlex.split(os.environ.get("CC", "cc")), "-O2", "-shared", "-fPIC", source, "-o", built]
+            try:
+                subprocess.run(command, check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                sys.exit(f"benchmarks/gemm.py needs a C compiler, named by CC or cc: {error}")
             self._repeat = ctypes.CDLL(str(built)).repeat
 
     def function(self, case: Case) -> Callable[[], np.ndarray]:
