@@ -81,11 +81,8 @@ INLINE void tile_finish(const int rows, const int vectors, vec acc[TALL_ROWS][TI
 enum { HAS_QUADS = 1 };
 #else /* quads are not used; what follows is only to be compiled */
 enum { HAS_QUADS = 0 };
-#define QUAD_ROWS TILE_ROWS
 #define SPREAD_FOUR(p) splat(*(p))
 #define SPREAD_PART(p, n) splat(*(p))
-#define QUAD_TABLE(name, body, parameters, arguments)                                                         \
-    static void (*const name##_functions[QUAD][TALL_ROWS]) parameters = { { NULL } };
 #endif
 enum { QUAD = 4, QUAD_COLUMNS = VL / QUAD };
 
@@ -187,7 +184,7 @@ INLINE void tile(const int rows, const int vectors, const int quads, const tile_
     static void (*const name##_functions[TILE_VECTORS][TALL_ROWS]) parameters = {                             \
         { TALL_HEIGHTS(TILE_ENTRY, name, 1) }, WIDE_TILES(TILE_ENTRIES, name)                                 \
     };
-#ifndef QUAD_TABLE
+#ifdef QUAD_ROWS
 #define QUAD_TABLE(name, body, parameters, arguments)                                                         \
     TALL_HEIGHTS(TALL_FUNCTION, name, body, parameters, arguments)                                            \
     QUAD_HEIGHTS(QUAD_FUNCTIONS, name, body, parameters, arguments)                                           \
@@ -196,6 +193,10 @@ INLINE void tile(const int rows, const int vectors, const int quads, const tile_
         { TALL_HEIGHTS(TILE_ENTRY, name, 1) }, { QUAD_HEIGHTS(TILE_ENTRY, name, 2) },                         \
         { QUAD_HEIGHTS(TILE_ENTRY, name, 3) }, { TILE_HEIGHTS(TILE_ENTRY, name, 4) },                         \
     };
+#else
+#define QUAD_ROWS TILE_ROWS
+#define QUAD_TABLE(name, body, parameters, arguments)                                                         \
+    static void (*const name##_functions[QUAD][TALL_ROWS]) parameters = { { NULL } };
 #endif
 #define TALL_FUNCTION(rows, ...) TILE_FUNCTION(1, rows, __VA_ARGS__)
 #define TILE_FUNCTIONS(rows, ...) WIDE_TILES(TILE_FUNCTION, rows, __VA_ARGS__)
