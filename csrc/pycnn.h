@@ -57,6 +57,7 @@ typedef struct {
     int64_t m, n, k;
     int64_t a_row, a_col, b_row, b_col;
     float alpha, beta;
+    int64_t planes;      /* whether c is written transposed, (n, m): as planes, one for each column; with beta 0 */
     int64_t prepacked;   /* as for convolution, b being the weights */
     pycnn_epilogue epilogue;
 } pycnn_gemm;

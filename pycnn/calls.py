@@ -27,6 +27,9 @@ WINOGRAD = WinogradCosts(36, 220, 160, 1000)
 # Its gradients of the weights are moved through memory between the transforms and the products.
 WINOGRAD_WEIGHTS = WinogradCosts(60, 700, 700, 800)
 
+# a^T b with a larger result is faster with the rows of a^T copied side by side than summed up row by row of a.
+OUTER_OUTPUTS = 1 << 18
+
 # Strides of convolution weights in floats, as the C descriptor wants them.
 Strides = dict[str, int]
 # What a kernel does to its results as it stores them; see `rectifier`.
@@ -301,11 +304,25 @@ def gemm(
     kept: bool = False,
 ) -> None:
     """kept: `other` stays the same from run to run, so that it is packed only once."""
+    is_plain = beta == 0 and bias is None and epilogue is None and not kept
+    if is_plain and trans_a and not trans_b and alpha == 1 and m * n <= OUTER_OUTPUTS:
+        dense_backward_weights(b, k, m, n, c, a, other)
+        return
     a_row, a_col = (1, m) if trans_a else (k, 1)
     b_row, b_col = (1, k) if trans_b else (n, 1)
-    desc = {"m": m, "n": n, "k": k, "alpha": alpha, "beta": beta}
+    planes = is_plain and trans_b and _turned_floats(m, n, k, trans_a) < 0
+    if planes:
+        m, n, a, other = n, m, other, a
+        a_row, a_col, b_row, b_col = b_col, b_row, a_col, a_row
+    desc = {"m": m, "n": n, "k": k, "alpha": alpha, "beta": beta, "planes": int(planes)}
     desc |= {"a_row": a_row, "a_col": a_col, "b_row": b_row, "b_col": b_col}
     _with_weights(b, "gemm", [c, a, other, bias], other, m * n * k, epilogue, kept, desc)
+
+
+def _turned_floats(m: int, n: int, k: int, trans_a: bool) -> int:
+    """How many floats more are moved across for c^T = b^T a^T, with c transposed as it is stored, than for c = a b^T,
+    with b transposed as it is packed, and a^T copied by rows."""
+    return m * n - n * k + (-m * k if trans_a else m * k)
 
 
 def dense_backward_weights(

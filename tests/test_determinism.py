@@ -67,7 +67,7 @@ def gemm(m, n, k, **options):
     def run(_):
         a = normal((k, m) if options.get("trans_a") else (m, k), "a")
         b = normal((n, k) if options.get("trans_b") else (k, n), "b")
-        return ops.gemm(a, b, alpha=0.5, beta=2, out=normal((m, n), "out"), **options)
+        return ops.gemm(a, b, **({"alpha": 0.5, "beta": 2, "out": normal((m, n), "out")} | options))
 
     return run
 
@@ -137,6 +137,8 @@ CASES = IMAGE_CASES | {
     "gemm": gemm(130, 120, 110),
     "gemm of long rows": gemm(50, 70, 1100),
     "gemm transposed": gemm(90, 150, 300, trans_a=True, trans_b=True),
+    "gemm with c turned": gemm(40, 350, 300, trans_b=True, beta=0),
+    "gemm summed row by row": gemm(90, 150, 700, trans_a=True, alpha=1, beta=0),
     "gemm of one row": gemm(1, 900, 400),
     "gemm of one column": gemm(900, 1, 400),
     "dense": dense,

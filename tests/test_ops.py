@@ -925,7 +925,21 @@ def test_gemm_of_long_rows(k):
         out = normal((m, n), "out")
         expected = gemm_double(a, b, alpha=0.5, beta=-1, out=out)
         assert_close(ops.gemm(a, b, alpha=0.5, beta=-1, out=out), expected)
-        assert_close(ops.gemm(np.ascontiguousarray(a.T), b, trans_a=True), gemm_double(a, b))
+        turned = np.ascontiguousarray(a.T)
+        assert_close(ops.gemm(turned, b, trans_a=True), gemm_double(a, b))
+        assert_close(ops.gemm(turned, b, trans_a=True, alpha=2), gemm_double(a, b, alpha=2))
+
+
+@pytest.mark.parametrize("trans_a", [False, True])
+def test_gemm_with_a_transposed_b_larger_than_what_it_makes(trans_a):
+    """c is turned as it is stored, in blocks of its columns, and b is read where it lies: shapes of one and more blocks
+    and panels, sums of one and more chunks."""
+    for m, n, k in ((1, 300, 20), (3, 57, 513), (VL, 200, 600), (4 * VL + 1, 130, 700), (90, 8 * VL, 1030)):
+        a, b = gemm_arrays(m, n, k, trans_a, True)
+        assert_close(ops.gemm(a, b, trans_a=trans_a, trans_b=True), gemm_double(a, b, trans_a, True))
+        out = normal((m, n), "out")
+        expected = gemm_double(a, b, trans_a, True, alpha=0.5)
+        assert_close(ops.gemm(a, b, trans_a=trans_a, trans_b=True, alpha=0.5, out=out), expected)
 
 
 @pytest.mark.parametrize("trans_b", [False, True])

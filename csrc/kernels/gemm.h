@@ -9,7 +9,7 @@ static product gemm_product(const pycnn_gemm *d)
         .images = 1, .groups = 1, .len = d->k, .columns = d->n, .v = one_pixel(), .h = line_of(d->m),
         .in_pixel = d->a_row, .in_channel = d->a_col, .out_pixel = d->n,
         .inner = MAX(d->k, 1), .w_inner = d->b_row, .w_column = d->b_col,
-        .alpha = d->alpha, .beta = d->beta, .prepacked = d->prepacked, .epilogue = d->epilogue,
+        .alpha = d->alpha, .beta = d->beta, .prepacked = d->prepacked, .epilogue = d->epilogue, .planes = d->planes,
     };
 }
 

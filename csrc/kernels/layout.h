@@ -132,6 +132,14 @@ INLINE void transpose_fours(vec v[4])
     v[3] = last_twos(ab_high, cd_high);
 }
 
+/* v[j][i] = from[i][j] for VL rows of four. */
+INLINE void load_turned(const float *from, int64_t from_row, vec v[4])
+{
+    UNROLL for (int i = 0; i < 4; i++)
+        v[i] = LOAD_FOURS(from + i * from_row, 4 * from_row);
+    transpose_fours(v);
+}
+
 /* lanes[column][row] = rows[row][column] for VL rows next to each other, whose columns lie `step` apart in `lanes`. */
 INLINE void rows_to_lanes(const float *rows, int64_t columns, float *lanes, int64_t step)
 {
@@ -142,9 +150,7 @@ INLINE void rows_to_lanes(const float *rows, int64_t columns, float *lanes, int6
     for (int64_t j = 0; j < columns; j += 4) {
         const int64_t first = MIN(j, columns - 4);
         vec v[4];
-        UNROLL for (int i = 0; i < 4; i++)
-            v[i] = LOAD_FOURS(rows + i * columns + first, 4 * columns);
-        transpose_fours(v);
+        load_turned(rows + first, columns, v);
         UNROLL for (int i = 0; i < 4; i++)
             store(lanes + (first + i) * step, v[i]);
     }

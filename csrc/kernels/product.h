@@ -236,30 +236,52 @@ static void pack_rows(const product *p, const strip *s, const float *const *rows
     }
 }
 
-/* Columns that lie apart, each with its taps or its l together. */
+/* VL columns, `step` apart: each has a run of floats, the taps of one l after those of another. */
+INLINE void pack_vector(const float *from, int64_t step, int64_t run, int64_t taps, float *to, int64_t to_tap,
+                        int64_t to_l)
+{
+    for (int64_t i = 0; i < run; i += 4) {
+        const int64_t first = MIN(i, run - 4);
+        vec v[4];
+        UNROLL for (int j = 0; j < 4; j++)
+            __builtin_prefetch(from + (VL + i % 16 + j) * step + i / 16 * 16);
+        load_turned(from + first, step, v);
+        int64_t t = first % taps;
+        float *at = to + t * to_tap + first / taps * to_l;
+        UNROLL for (int j = 0; j < 4; j++, at += to_tap) {
+            if (t++ == taps) {
+                at += to_l - taps * to_tap;
+                t = 1;
+            }
+            store(at, v[j]);
+        }
+    }
+}
+
+/* Columns that lie apart, each with its taps, and perhaps its l, together. */
 static void pack_columns(const product *p, const strip *s, const float *const *rows, int64_t len, float *packed)
 {
-    const int64_t taps = product_taps(p), count = s->l1 - s->l0;
-    const int by_blocks = p->w_inner == 1 && count % 4 == 0 && rows[count - 1] == rows[0] + count - 1;
+    const int64_t taps = product_taps(p), count = s->l1 - s->l0, step = p->w_column;
+    const int follow = p->w_inner == taps && rows[count - 1] == rows[0] + (count - 1) * taps;
+    const int64_t l_a_run = follow ? count : 1, run = l_a_run * taps;
+    const int by_vectors = run >= 4 && (taps == 1 || p->w_tap == 1);
     for (int64_t panel = s->first_panel; panel < s->last_panel; panel++) {
         int64_t width;
         float *to = packed_panel(p, s, panel, packed, &width);
-        const int64_t columns = MIN(width, p->columns - panel * PANEL), step = p->w_column;
-        const int64_t whole = by_blocks ? columns / 4 * 4 : 0;
-        for (int64_t t = 0; t < taps; t++) {
-            const float *from = rows[0] + t * p->w_tap + panel * PANEL * step;
-            if (columns < width)
-                memset(to + t * len * width, 0, sizeof(float) * (size_t)(count * width));
-            for (int64_t k = 0; k < whole; k += 4)
-                for (int64_t l = 0; l < count; l += 4)
-                    transpose_4x4(from + k * step + l, step, to + (t * len + l) * width + k, width);
-        }
-        for (int64_t k = whole; k < columns; k++)
-            for (int64_t l = 0; l < count; l++) {
-                const float *from = rows[l] + (panel * PANEL + k) * step;
-                for (int64_t t = 0; t < taps; t++)
-                    to[(t * len + l) * width + k] = from[t * p->w_tap];
+        const int64_t columns = MIN(width, p->columns - panel * PANEL), first = panel * PANEL * step;
+        const int64_t whole = by_vectors && columns >= VL ? columns : 0;
+        for (int64_t t = 0; columns < width && t < taps; t++)
+            memset(to + t * len * width, 0, sizeof(float) * (size_t)(count * width));
+        for (int64_t l = 0; l < count; l += l_a_run)
+            for (int64_t k = 0; k < whole; k += VL) {
+                const int64_t column = MIN(k, whole - VL);
+                pack_vector(rows[l] + first + column * step, step, run, taps, to + l * width + column, len * width,
+                            width);
             }
+        for (int64_t k = whole; k < columns; k++)
+            for (int64_t l = 0; l < count; l++)
+                for (int64_t t = 0; t < taps; t++)
+                    to[(t * len + l) * width + k] = rows[l][first + k * step + t * p->w_tap];
     }
 }
 
@@ -762,9 +784,10 @@ static void run_phase(block *b, const float *packed)
             run_task(b, task, packed);
         return;
     }
+    int64_t taken = 0;
 #pragma omp for schedule(dynamic, MAX(1, all_tasks / (4 * TASKS_A_THREAD * threads))) nowait
-    for (int64_t task = 0; task < all_tasks; task++)
-        run_task(b, task, packed);
+    for (int64_t ticket = 0; ticket < all_tasks; ticket++)
+        run_task(b, next_task(ticket, all_tasks, &taken), packed);
 }
 
 static void product_run(const product *p, void *workspace)

@@ -211,3 +211,12 @@ INLINE int64_t part_holding(int64_t total, int64_t at, int64_t n)
     const int64_t longer = total % n * (total / n + 1);
     return at < longer ? at / (total / n + 1) : total % n + (at - longer) / (total / n);
 }
+
+/* The task that a thread takes next in a loop of tasks that are shared as threads come for them; `taken` counts its
+ * own. Of two threads, one begins with the first task and the other with the last: what they wrote or read in the loop
+ * before lies in their own caches, however much faster one of them is. */
+INLINE int64_t next_task(int64_t ticket, int64_t tasks, int64_t *taken)
+{
+    const int64_t own = (*taken)++;
+    return omp_get_num_threads() != 2 ? ticket : omp_get_thread_num() == 0 ? own : tasks - 1 - own;
+}

@@ -616,8 +616,10 @@ static void winograd_blocks(const winograd *p, const winograd_space *s, float *o
 {
     const int64_t len = winograd_len(p), all = panels(p->columns);
     const int64_t u_step = place_step(len * PANEL);
+    int64_t taken = 0;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t block = 0; block < s->parts; block++) {
+    for (int64_t ticket = 0; ticket < s->parts; ticket++) {
+        const int64_t block = next_task(ticket, s->parts, &taken);
         const patch_range r = patch_part(p, block, s->parts);
         if (p->from_planes)
             transform_planes(p, in, &r, v);
@@ -645,8 +647,10 @@ static void winograd_panels(const winograd *p, const winograd_space *s, float *o
         const int64_t g = part_holding(r.patches, patch - r.first, r.groups);
         transform_patch(p, in, zeros, &r, g, patch - r.first - group_start(&r, g), v + part * v_part);
     }
+    int64_t taken = 0;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < all * s->parts; task++) {
+    for (int64_t ticket = 0; ticket < all * s->parts; ticket++) {
+        const int64_t task = next_task(ticket, all * s->parts, &taken);
         const int64_t panel = task / s->parts, part = task % s->parts;
         const patch_range r = patch_part(p, part, s->parts);
         for (int64_t l0 = 0; l0 < len; l0 += s->chunk) {

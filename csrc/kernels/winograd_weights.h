@@ -274,8 +274,10 @@ static void winograd_conv2d_backward_weights(const void *desc, void *const *args
             transform_chunk_of_planes(&o, first, end, x, dy, v, d);
         else
             transform_chunk(&o, first, end, x, dy, zeros, v, d);
+        int64_t taken = 0;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < all * o.strips; task++) {
+        for (int64_t ticket = 0; ticket < all * o.strips; ticket++) {
+            const int64_t task = next_task(ticket, all * o.strips, &taken);
             const int64_t panel = task / o.strips, l0 = part_start(o.len, task % o.strips, o.strips);
             const int64_t l1 = part_start(o.len, task % o.strips + 1, o.strips);
             float *strip = du + (o.chunks == 1 ? omp_get_thread_num() : task) * strip_floats(&o);
