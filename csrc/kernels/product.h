@@ -122,7 +122,8 @@ INLINE int64_t tiles_at_once(const product *p)
     return few && !copies_rows(p) ? FEW_TILES : block_tiles(p);
 }
 
-/* Whether w is read where it lies, but for a last panel that is not full: packing would cost more than it saves. */
+/* Whether w is read where it lies, but for a last panel that ends within a vector: packing would cost more than it
+ * saves. */
 INLINE int reads_in_place(const product *p)
 {
     return has_rows(p) && (product_pixels(p) <= TILES_IN_PLACE * product_rows(p) || is_one_block(p));
@@ -136,7 +137,12 @@ INLINE int copies_panels(const product *p)
     const int crosses = TILE_VECTORS <= 2 && (uintptr_t)p->w % VEC_BYTES != 0 && pixels > 2 * product_rows(p);
     return reads_in_place(p) && (p->w_inner % 512 == 0 || crosses || pixels > TILES_IN_PLACE * product_rows(p));
 }
-INLINE int64_t first_packed_panel(const product *p) { return reads_in_place(p) ? p->columns / PANEL : 0; }
+INLINE int64_t first_packed_panel(const product *p)
+{
+    const int64_t rest = p->columns % PANEL;
+    const int has_whole_vectors = rest % VL == 0 && !sums_quads(rest, p->len) && !copies_panels(p);
+    return !reads_in_place(p) ? 0 : has_whole_vectors ? panels(p->columns) : p->columns / PANEL;
+}
 
 INLINE int reads_padding(const axis *a)
 {
