@@ -146,8 +146,15 @@ def test_several_chunks_of_channels_and_parts_of_patches():
 
 
 def test_several_chunks_of_patches():
-    """Backward-weights of more than twice 128 patches."""
-    check_kernels(9, 20, 23, 25, 12)
+    """Backward-weights of so many channels and filters that all threads sum up one chunk after the other."""
+    check_kernels(3, 130, 28, 25, 132)
+
+
+@pytest.mark.parametrize(("n", "c", "h", "k"), [(1, 12, 25, 20), (2, 20, 28, 12), (9, 20, 23, 12), (8, 60, 31, 64)])
+def test_slices_of_patches(n, c, h, k):
+    """Backward-weights of fewer, whose sums each thread makes of its own slices: of one, of several, and of several with
+    several chunks each."""
+    check_kernels(n, c, h, 25, k)
 
 
 @pytest.mark.parametrize(("n", "c", "h", "k"), [(2, 64, 28, 64), (1, 256, 14, 256), (1, 512, 7, 512)])

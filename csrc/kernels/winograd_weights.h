@@ -3,20 +3,31 @@
  *
  *     dw[3x3] = G^T [ sum over patches: (B^T x[6x6] B) * (A dy[4x4] A^T) ] G
  *
- *     for each chunk of patches:
- *         v of its windows, d of its patches of dy                       shared among threads
- *         for each panel of columns, for each strip of l:                shared among threads
- *             for each place e, for each block of l: du[e][l][column] += sum over patches: v[e][patch][l] * d[e][patch][column]
- *             after the last chunk: dw of the strip
+ * Where all of du stays in a thread's cache, each sums up slices of the patches for itself: their v and d never leave
+ * its cache either, and it waits for nobody. The number of slices depends on the shape alone, and so do the bits.
  *
- * No sum is split among threads, so its bits do not depend on them. A chunk is so long that v and d are read about
- * as often as du. */
+ *     for each slice of the patches:                                     shared among threads
+ *         for each chunk of it:
+ *             v of its windows, d of its patches of dy
+ *             for each panel of columns, strip of l, place e, block of l:
+ *                 du[e][l][column] += sum over patches: v[e][patch][l] * d[e][patch][column]
+ *     dw of the sums of the slices' du                                   shared among threads
+ *
+ * A larger du is cut instead, and no sum is split. A chunk is so long that v and d are read about as often as du.
+ *
+ *     for each chunk of patches:
+ *         v and d                                                        shared among threads
+ *         for each panel of columns, strip of l:                         shared among threads
+ *             for each place e, block of l: du += ...
+ *             after the last chunk: dw of the strip */
 
 enum { STRIP_BLOCKS = (48 + TILE_ROWS - 1) / TILE_ROWS, LEAST_PATCHES = 128, PLANE_PARTS = 8 };
+enum { MOST_SLICES = 8, SLICE_PATCHES = 48 };
 
 typedef struct {
     winograd p;                      /* as in the forward product */
-    int64_t chunks, patches;         /* patches of the longest chunk */
+    int64_t slices;                  /* of the patches, each summed up by one thread; or 0 */
+    int64_t chunks, patches;         /* of a slice, or of all; patches of the longest chunk */
     int64_t len, strips, strip;      /* l, without the zeros after the last channel; l of the longest strip */
     int64_t v_row, v_step, d_step, du_step;
 } winograd_outer;
@@ -26,8 +37,13 @@ static winograd_outer winograd_weights_cut(const pycnn_conv2d *d)
     winograd_outer o = { .p = winograd_forward(d) };
     const winograd *p = &o.p;
     o.len = (p->segments - 1) * segment_len(p) + p->channels;
-    o.chunks = ceil_div(p->patches, MAX(LEAST_PATCHES, 2 * o.len * p->columns / (o.len + p->columns)));
-    o.patches = ceil_div(p->patches, o.chunks);
+    if (PLACES * o.len * p->columns <= 2 * CACHE_FLOATS)
+        o.slices = MAX(1, MIN(MOST_SLICES, p->patches / SLICE_PATCHES));
+    const int64_t shared = MAX(LEAST_PATCHES, 2 * o.len * p->columns / (o.len + p->columns));
+    const int64_t alone = MAX(SLICE_PATCHES, CACHE_FLOATS / (PLACES * (o.len + p->columns)));
+    const int64_t patches = ceil_div(p->patches, MAX(1, o.slices));
+    o.chunks = ceil_div(patches, o.slices > 0 ? alone : shared);
+    o.patches = ceil_div(patches, o.chunks);
     o.strips = ceil_div(o.len, STRIP_BLOCKS * TILE_ROWS);
     o.strip = ceil_div(o.len, o.strips);
     o.v_row = place_step(winograd_len(p));
@@ -42,14 +58,18 @@ static winograd_outer winograd_weights_cut(const pycnn_conv2d *d)
 static int64_t strip_floats(const winograd_outer *o) { return PLACES * o->du_step; }
 static int64_t kept_strips(const winograd_outer *o, int64_t threads)
 {
-    return o->chunks == 1 ? threads : panels(o->p.columns) * o->strips;
+    const int64_t strips = panels(o->p.columns) * o->strips;
+    return o->slices > 0 ? o->slices * strips : o->chunks == 1 ? threads : strips;
 }
+/* Of v and d. */
+static int64_t chunk_floats(const winograd_outer *o) { return PLACES * (o->v_step + o->d_step); }
 
 static int64_t winograd_conv2d_backward_weights_workspace(const void *desc, int64_t threads)
 {
     const winograd_outer o = winograd_weights_cut(desc);
     const int64_t zeros = line_floats(MAX(o.p.channels, o.p.columns));
-    return (zeros + PLACES * (o.v_step + o.d_step) + kept_strips(&o, threads) * strip_floats(&o)) * (int64_t)sizeof(float);
+    const int64_t kept_chunks = o.slices > 0 ? threads : 1;
+    return (zeros + kept_chunks * chunk_floats(&o) + kept_strips(&o, threads) * strip_floats(&o)) * (int64_t)sizeof(float);
 }
 
 /* o = A d: a patch of dy. */
@@ -145,14 +165,24 @@ static void transform_dy_box(const winograd_outer *o, const float *dy, const pat
     }
 }
 
+/* The sum of the slices of du. */
+INLINE vec load_slices(const winograd_outer *o, const float *du)
+{
+    const int64_t apart = panels(o->p.columns) * o->strips * strip_floats(o);
+    vec sum = load(du);
+    for (int64_t slice = 1; slice < o->slices; slice++)
+        sum = sum + load(du + slice * apart);
+    return sum;
+}
+
 /* G^T du G of one vector of columns, to [tap][PANEL]. */
-INLINE void transform_gradients(const float *du, int64_t step, float *filter)
+INLINE void transform_gradients(const winograd_outer *o, const float *du, float *filter)
 {
     vec half[SEGMENT][WINDOW];
     UNROLL for (int s = 0; s < WINDOW; s++) {
         vec in[WINDOW], sums[SEGMENT];
         UNROLL for (int r = 0; r < WINDOW; r++)
-            in[r] = load(du + (r * WINDOW + s) * step);
+            in[r] = load_slices(o, du + (r * WINDOW + s) * o->du_step);
         filter_gradient(in, sums);
         UNROLL for (int r = 0; r < SEGMENT; r++)
             half[r][s] = sums[r];
@@ -191,7 +221,7 @@ static void store_gradient(const winograd_outer *o, int64_t panel, int64_t l0, i
         if (channel >= p->channels)
             continue;
         for (int64_t j = 0; j < width; j += VL)
-            transform_gradients(du + j, o->du_step, filter + j);
+            transform_gradients(o, du + j, filter + j);
         float *to = dw + panel * PANEL * p->w_column + channel * p->w_l;
         segment_taps t = find_taps(p, l / segment_len(p));
         for (; t.runs > 0; t.runs--, t.tap += p->kernel_w, t.place += SEGMENT)
@@ -217,42 +247,116 @@ static void sum_patches(const winograd_outer *o, int64_t panel, int64_t l0, int6
     }
 }
 
-/* v and d of patches first..end - 1; shared among threads. */
-static void transform_chunk(const winograd_outer *o, int64_t first, int64_t end, const float *x, const float *dy,
-                            const float *zeros, float *v, float *d)
+/* v and d of a patch, whose place in the chunk is `row`. */
+static void transform_pair(const winograd_outer *o, int64_t patch, int64_t row, const float *x, const float *dy,
+                           const float *zeros, float *v, float *d)
 {
     const winograd *p = &o->p;
-#pragma omp for schedule(static)
-    for (int64_t patch = first; patch < end; patch++) {
-        const float *window[PLACES];
-        const patch_place at = find_patch(p, patch);
-        float *row = v + (patch - first) * o->v_row;
-        for (int64_t segment = 0; segment < p->segments; segment++, row += segment_len(p)) {
-            find_window(p, x, &at, segment, zeros, window);
-            transform_channels(window, p->channels, row, VL, o->v_step);
-        }
-        transform_dy(o, dy, zeros, &at, patch - first, d);
+    const float *window[PLACES];
+    const patch_place at = find_patch(p, patch);
+    float *to = v + row * o->v_row;
+    for (int64_t segment = 0; segment < p->segments; segment++, to += segment_len(p)) {
+        find_window(p, x, &at, segment, zeros, window);
+        transform_channels(window, p->channels, to, VL, o->v_step);
+    }
+    transform_dy(o, dy, zeros, &at, row, d);
+}
+
+/* Where both come in planes: a vector of channels of x, or of columns of dy, of patches from..end - 1 of a chunk that
+ * begins with patch `first`. */
+INLINE int64_t plane_vectors(const winograd *p) { return ceil_div(p->channels, VL) + ceil_div(p->columns, VL); }
+static void transform_vector(const winograd_outer *o, int64_t vector, int64_t first, int64_t from, int64_t end,
+                             const float *x, const float *dy, float *v, float *d)
+{
+    const winograd *p = &o->p;
+    const int64_t channels = ceil_div(p->channels, VL);
+    patch_box box;
+    for (int64_t patch = from; patch < end; patch += box.down * box.across) {
+        box = next_box(p, patch, end - patch);
+        if (vector < channels)
+            transform_x_box(o, x, &box, vector * VL, v, patch - first);
+        else
+            transform_dy_box(o, dy, &box, (vector - channels) * VL, d, patch - first);
     }
 }
 
-/* The same where both come in planes: first the channels of x, vector by vector, then the columns of dy. */
-static void transform_chunk_of_planes(const winograd_outer *o, int64_t first, int64_t end, const float *x,
-                                      const float *dy, float *v, float *d)
+/* v and d of patches first..end - 1, by one thread, and shared among threads. */
+static void transform_alone(const winograd_outer *o, int64_t first, int64_t end, const float *x, const float *dy,
+                            const float *zeros, float *v, float *d)
+{
+    if (o->p.from_planes)
+        for (int64_t vector = 0; vector < plane_vectors(&o->p); vector++)
+            transform_vector(o, vector, first, first, end, x, dy, v, d);
+    else
+        for (int64_t patch = first; patch < end; patch++)
+            transform_pair(o, patch, patch - first, x, dy, zeros, v, d);
+}
+static void transform_shared(const winograd_outer *o, int64_t first, int64_t end, const float *x, const float *dy,
+                             const float *zeros, float *v, float *d)
+{
+    const int64_t parts = MIN(end - first, PLANE_PARTS);
+    if (o->p.from_planes) {
+#pragma omp for schedule(static)
+        for (int64_t task = 0; task < plane_vectors(&o->p) * parts; task++)
+            transform_vector(o, task / parts, first, first + part_start(end - first, task % parts, parts),
+                             first + part_start(end - first, task % parts + 1, parts), x, dy, v, d);
+    } else {
+#pragma omp for schedule(static)
+        for (int64_t patch = first; patch < end; patch++)
+            transform_pair(o, patch, patch - first, x, dy, zeros, v, d);
+    }
+}
+
+/* du, slice by slice, then dw. */
+static void sum_by_slices(const winograd_outer *o, float *dw, const float *x, const float *dy, const float *zeros, float *v,
+                       float *d, float *du)
+{
+    const int64_t all = panels(o->p.columns);
+    int64_t taken = 0;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t ticket = 0; ticket < o->slices; ticket++) {
+        const int64_t slice = next_task(ticket, o->slices, &taken);
+        const int64_t begin = part_start(o->p.patches, slice, o->slices);
+        const int64_t patches = part_start(o->p.patches, slice + 1, o->slices) - begin;
+        for (int64_t chunk = 0; chunk < o->chunks; chunk++) {
+            const int64_t first = begin + part_start(patches, chunk, o->chunks);
+            const int64_t end = begin + part_start(patches, chunk + 1, o->chunks);
+            float *strip = du + slice * all * o->strips * strip_floats(o);
+            transform_alone(o, first, end, x, dy, zeros, v, d);
+            for (int64_t panel = 0; panel < all; panel++)
+                for (int64_t i = 0; i < o->strips; i++, strip += strip_floats(o))
+                    sum_patches(o, panel, part_start(o->len, i, o->strips), part_start(o->len, i + 1, o->strips),
+                                end - first, chunk > 0, v, d, strip);
+        }
+    }
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < all * o->len; task++) {
+        const int64_t panel = task / o->len, l = task % o->len, strip = part_holding(o->len, l, o->strips);
+        const float *from = du + (panel * o->strips + strip) * strip_floats(o);
+        from += (l - part_start(o->len, strip, o->strips)) * panel_width(o->p.columns, panel);
+        store_gradient(o, panel, l, l + 1, from, dw);
+    }
+}
+
+/* The same chunk by chunk, of which all threads make a part of du. */
+static void sum_by_chunks(const winograd_outer *o, float *dw, const float *x, const float *dy, const float *zeros, float *v,
+                       float *d, float *du)
 {
     const winograd *p = &o->p;
-    const int64_t channels = ceil_div(p->channels, VL), vectors = channels + ceil_div(p->columns, VL);
-    const int64_t parts = MIN(end - first, PLANE_PARTS);
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < vectors * parts; task++) {
-        const int64_t vector = task / parts, last = first + part_start(end - first, task % parts + 1, parts);
-        patch_box box;
-        for (int64_t patch = first + part_start(end - first, task % parts, parts); patch < last;
-             patch += box.down * box.across) {
-            box = next_box(p, patch, last - patch);
-            if (vector < channels)
-                transform_x_box(o, x, &box, vector * VL, v, patch - first);
-            else
-                transform_dy_box(o, dy, &box, (vector - channels) * VL, d, patch - first);
+    const int64_t tasks = panels(p->columns) * o->strips;
+    for (int64_t chunk = 0; chunk < o->chunks; chunk++) {
+        const int64_t first = part_start(p->patches, chunk, o->chunks), end = part_start(p->patches, chunk + 1, o->chunks);
+        transform_shared(o, first, end, x, dy, zeros, v, d);
+        int64_t taken = 0;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t ticket = 0; ticket < tasks; ticket++) {
+            const int64_t task = next_task(ticket, tasks, &taken), panel = task / o->strips;
+            const int64_t l0 = part_start(o->len, task % o->strips, o->strips);
+            const int64_t l1 = part_start(o->len, task % o->strips + 1, o->strips);
+            float *strip = du + (o->chunks == 1 ? omp_get_thread_num() : task) * strip_floats(o);
+            sum_patches(o, panel, l0, l1, end - first, chunk > 0, v, d, strip);
+            if (chunk == o->chunks - 1)
+                store_gradient(o, panel, l0, l1, strip, dw);
         }
     }
 }
@@ -261,29 +365,13 @@ static void transform_chunk_of_planes(const winograd_outer *o, int64_t first, in
 static void winograd_conv2d_backward_weights(const void *desc, void *const *args)
 {
     const winograd_outer o = winograd_weights_cut(desc);
-    const winograd *p = &o.p;
-    const int64_t all = panels(p->columns);
-    float *dw = args[0], *zeros = args[3], *v = zeros + line_floats(MAX(p->channels, p->columns));
-    const float *x = args[1], *dy = args[2];
-    float *d = v + PLACES * o.v_step, *du = d + PLACES * o.d_step;
+    const int64_t most = MAX(o.p.channels, o.p.columns), me = omp_get_thread_num(), threads = omp_get_num_threads();
+    float *zeros = args[3], *v = zeros + line_floats(most);
 #pragma omp single
-    memset(zeros, 0, sizeof(float) * (size_t)MAX(p->channels, p->columns));
-    for (int64_t chunk = 0; chunk < o.chunks; chunk++) {
-        const int64_t first = part_start(p->patches, chunk, o.chunks), end = part_start(p->patches, chunk + 1, o.chunks);
-        if (p->from_planes)
-            transform_chunk_of_planes(&o, first, end, x, dy, v, d);
-        else
-            transform_chunk(&o, first, end, x, dy, zeros, v, d);
-        int64_t taken = 0;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t ticket = 0; ticket < all * o.strips; ticket++) {
-            const int64_t task = next_task(ticket, all * o.strips, &taken);
-            const int64_t panel = task / o.strips, l0 = part_start(o.len, task % o.strips, o.strips);
-            const int64_t l1 = part_start(o.len, task % o.strips + 1, o.strips);
-            float *strip = du + (o.chunks == 1 ? omp_get_thread_num() : task) * strip_floats(&o);
-            sum_patches(&o, panel, l0, l1, end - first, chunk > 0, v, d, strip);
-            if (chunk == o.chunks - 1)
-                store_gradient(&o, panel, l0, l1, strip, dw);
-        }
-    }
+    memset(zeros, 0, sizeof(float) * (size_t)most);
+    if (o.slices > 0) {
+        float *own = v + me * chunk_floats(&o);
+        sum_by_slices(&o, args[0], args[1], args[2], zeros, own, own + PLACES * o.v_step, v + threads * chunk_floats(&o));
+    } else
+        sum_by_chunks(&o, args[0], args[1], args[2], zeros, v, v + PLACES * o.v_step, v + chunk_floats(&o));
 }
