@@ -59,6 +59,12 @@ static depthwise_layout lay_out_planes(const grouped *g)
     return s;
 }
 
+/* The floats of all threads' memory. */
+static int64_t plane_workers(int64_t threads, const grouped *g)
+{
+    return own_floats(threads, lay_out_planes(g).worker_bytes / (int64_t)sizeof(float));
+}
+
 /* A thread's own memory. */
 typedef struct {
     const grouped *g;
@@ -71,7 +77,7 @@ typedef struct {
 
 static depthwise_worker start_planes(const grouped *g, const depthwise_layout *s, void *workspace)
 {
-    char *own = (char *)workspace + omp_get_thread_num() * s->worker_bytes;
+    char *own = (char *)own_part(workspace, s->worker_bytes / (int64_t)sizeof(float));
     depthwise_worker t = {
         .g = g, .s = s, .taps = (plane_tap *)(own + s->taps_at), .ends = (int64_t *)(own + s->ends_at),
         .sums = (float *)(own + s->sums_at), .line = (float *)(own + s->line_at), .copy = (float *)(own + s->copy_at),
@@ -250,7 +256,7 @@ static void run_planes(const grouped *g, float *out, const float *in, const floa
 static int64_t depthwise_conv2d_workspace(const void *desc, int64_t threads)
 {
     const grouped g = forward_grouped(desc);
-    return threads * lay_out_planes(&g).worker_bytes;
+    return plane_workers(threads, &g) * (int64_t)sizeof(float);
 }
 
 /* y, x, w, bias or NULL */
@@ -263,7 +269,7 @@ static void depthwise_conv2d(const void *desc, void *const *args)
 static int64_t depthwise_conv2d_backward_data_workspace(const void *desc, int64_t threads)
 {
     const grouped g = backward_grouped(desc);
-    return threads * lay_out_planes(&g).worker_bytes;
+    return plane_workers(threads, &g) * (int64_t)sizeof(float);
 }
 
 /* dx, dy, w */
@@ -349,8 +355,8 @@ static void sum_plane(const depthwise_worker *t, const float *in, const float *d
 static int64_t depthwise_conv2d_backward_weights_workspace(const void *desc, int64_t threads)
 {
     const grouped g = forward_grouped(desc);
-    const depthwise_layout s = lay_out_planes(&g);
-    return line_floats(g.images * g.groups * (s.taps + 1)) * (int64_t)sizeof(float) + threads * s.worker_bytes;
+    const int64_t sums = line_floats(g.images * g.groups * (lay_out_planes(&g).taps + 1));
+    return (sums + plane_workers(threads, &g)) * (int64_t)sizeof(float);
 }
 
 /* dw, db, x, dy */

@@ -85,7 +85,7 @@ static spread_cut cut_spread(const pycnn_conv2d *d)
 static int64_t spread_workspace(const pycnn_conv2d *d, int64_t threads)
 {
     const spread_cut c = cut_spread(d);
-    return (c.packed + threads * c.own) * (int64_t)sizeof(float);
+    return (c.packed + own_floats(threads, c.own)) * (int64_t)sizeof(float);
 }
 
 /* A band: rows first..end of the padded image of dx. */
@@ -218,7 +218,7 @@ static void find_phases(band *b, const axis *h, void *space)
 static void spread_run(const pycnn_conv2d *d, const axis *h, float *dx, const float *dy, const float *w, float *workspace)
 {
     const spread_cut c = cut_spread(d);
-    float *own = workspace + c.packed + omp_get_thread_num() * c.own;
+    float *own = own_part(workspace + c.packed, c.own);
     band b = { .d = d, .c = &c, .w = w, .w_tap = d->w_tap, .w_c = d->w_c, .ring = own + c.taps };
     b.pixels = b.ring + c.ring * c.row;
     find_phases(&b, h, own);

@@ -263,10 +263,16 @@ static void find_end_runs(const grouped_worker *t, const phase *f, int64_t longe
     }
 }
 
+/* The floats of all threads' memory. */
+static int64_t grouped_workers(int64_t threads, const grouped_layout *s)
+{
+    return own_floats(threads, s->worker_bytes / (int64_t)sizeof(float));
+}
+
 /* Pixels begin as zeros, which stay in the padding of copied rows and in the empty lanes of slots. */
 static grouped_worker start_worker(const grouped *g, const grouped_layout *s, int64_t longest, float *workspace)
 {
-    char *own = (char *)workspace + omp_get_thread_num() * s->worker_bytes;
+    char *own = (char *)own_part(workspace, s->worker_bytes / (int64_t)sizeof(float));
     grouped_worker t = {
         .g = g, .s = s, .phases = (row_phase *)(own + s->phases_at), .steps = (tap_run *)(own + s->steps_at),
         .held = (int64_t *)(own + s->held_at), .in = (plane_part *)(own + s->parts_at),
@@ -619,7 +625,7 @@ static void run_grouped(const grouped *g, float *out, const float *in, const flo
 static int64_t run_grouped_bytes(const grouped *g, int64_t threads)
 {
     const grouped_layout s = lay_out(g);
-    return line_floats(s.packed + s.planes * VL) * 4 + threads * s.worker_bytes;
+    return (line_floats(s.packed + s.planes * VL) + grouped_workers(threads, &s)) * (int64_t)sizeof(float);
 }
 
 static grouped forward_grouped(const pycnn_conv2d *d)
@@ -678,7 +684,7 @@ static int64_t grouped_conv2d_backward_weights_workspace(const void *desc, int64
 {
     const grouped g = forward_grouped(desc);
     const grouped_layout s = lay_out(&g);
-    return line_floats(grouped_slices(&g, &s) * s.packed) * 4 + threads * s.worker_bytes;
+    return (line_floats(grouped_slices(&g, &s) * s.packed) + grouped_workers(threads, &s)) * (int64_t)sizeof(float);
 }
 
 /* Adds the products of a row of an image's outputs to dw, for the planes of a block. */

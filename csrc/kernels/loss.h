@@ -124,14 +124,14 @@ INLINE void softmax_lanes(float *y, const float *x, int64_t columns, const int v
 static int64_t softmax_workspace(const void *desc, int64_t threads)
 {
     const pycnn_matrix *d = desc;
-    return threads * line_floats(d->columns) * (int64_t)sizeof(float);
+    return own_floats(threads, line_floats(d->columns)) * (int64_t)sizeof(float);
 }
 
 /* y, x */
 static void softmax(const void *desc, void *const *args)
 {
     const pycnn_matrix own = *(const pycnn_matrix *)desc, *d = &own;
-    float *y = args[0], *spare = (float *)args[2] + omp_get_thread_num() * line_floats(d->columns);
+    float *y = args[0], *spare = own_part(args[2], line_floats(d->columns));
     const float *x = args[1];
     const int by_lanes = d->columns <= NARROW;
     const int past = streams_rows(y, d->rows * d->columns, by_lanes);
@@ -191,7 +191,7 @@ static void mean_loss(float *loss, const double *sums, int64_t slices, int64_t c
 static int64_t softmax_cross_entropy_workspace(const void *desc, int64_t threads)
 {
     const pycnn_loss *d = desc;
-    return sums_bytes() + threads * line_floats(d->columns) * (int64_t)sizeof(float);
+    return sums_bytes() + own_floats(threads, line_floats(d->columns)) * (int64_t)sizeof(float);
 }
 
 /* The loss of a row z with target probabilities t, or all at `label` where t is NULL, smoothed: (1 - smoothing) t +
@@ -282,7 +282,7 @@ static void softmax_cross_entropy(const void *desc, void *const *args)
                         past && !by_lanes };
     const int64_t parts = ceil_div(e.rows, SLICE_ROWS), slices = MAX(1, MIN(LOSS_SLICES, parts));
     double *sums = args[6];
-    float *spare = (float *)(sums + LOSS_SLICES) + omp_get_thread_num() * line_floats(e.columns);
+    float *spare = own_part((float *)(sums + LOSS_SLICES), line_floats(e.columns));
 #pragma omp for schedule(static) nowait
     for (int64_t slice = 0; slice < slices; slice++) {
         const int64_t last = MIN(e.rows, part_start(parts, slice + 1, slices) * SLICE_ROWS);

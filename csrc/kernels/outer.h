@@ -152,11 +152,12 @@ static outer_cut cut_outer(const outer *p)
 }
 
 INLINE int64_t dy_floats(const outer_cut *c) { return c->images * c->rows * c->width * PANEL; }
+INLINE int64_t partials_floats(const outer_cut *c) { return c->direct ? 0 : c->slices * c->partial; }
 
 static int64_t outer_workspace(const outer *p, int64_t threads)
 {
     const outer_cut c = cut_outer(p);
-    return ((c.direct ? 0 : c.slices * c.partial) + threads * (c.box + dy_floats(&c))) * (int64_t)sizeof(float);
+    return (partials_floats(&c) + own_floats(threads, c.box + dy_floats(&c))) * (int64_t)sizeof(float);
 }
 
 /* The outputs o0..o1 of an axis that tap t reaches inside the input. */
@@ -435,8 +436,7 @@ static void outer_run(const outer *p, void *workspace)
 {
     const outer_cut c = cut_outer(p);
     const int64_t all = panels(p->columns);
-    float *partials = workspace, *own = partials + (c.direct ? 0 : c.slices * c.partial);
-    own += omp_get_thread_num() * (c.box + dy_floats(&c));
+    float *partials = workspace, *own = own_part(partials + partials_floats(&c), c.box + dy_floats(&c));
     outer_share s = { .p = p, .c = &c, .box = own, .dy = own + c.box };
     s.out_tap = c.direct ? p->w_tap : p->len * c.row;
     s.out_row = c.direct ? p->w_inner : c.row;

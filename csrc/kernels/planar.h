@@ -99,7 +99,7 @@ static int fits_planar(const pycnn_conv2d *d)
 static int64_t planar_workspace(const planar_conv *p, int64_t threads)
 {
     const planar_cut c = cut_planar(&p->d);
-    return (p->groups * c.packed + threads * c.own) * (int64_t)sizeof(float);
+    return (p->groups * c.packed + own_floats(threads, c.own)) * (int64_t)sizeof(float);
 }
 
 /* What a thread works with: a band of an image is rows oh0..oh0 + rows of its outputs. */
@@ -379,7 +379,7 @@ static void planar_run(const planar_conv *conv, float *y, const float *x, const 
 {
     const pycnn_conv2d *d = &conv->d;
     const planar_cut c = cut_planar(d);
-    planar p = start_planar(conv, &c, workspace + conv->groups * c.packed + omp_get_thread_num() * c.own);
+    planar p = start_planar(conv, &c, own_part(workspace + conv->groups * c.packed, c.own));
     pack_planar(conv, c.packed, w, workspace);
     const int64_t parts = d->n * conv->groups, wanted = ceil_div(TASKS_A_THREAD * (omp_get_num_threads() - 1), parts);
     const int64_t bands = MAX(c.bands, MIN(d->oh, wanted));
@@ -460,7 +460,7 @@ static int64_t planar_weights_workspace(const planar_conv *p, int64_t threads)
 {
     const planar_cut c = cut_planar(&p->d);
     const int64_t sums = p->groups * planar_slices(p, &c) * planar_sums_floats(p, &c);
-    return (line_floats(sums) + threads * c.own) * (int64_t)sizeof(float);
+    return (line_floats(sums) + own_floats(threads, c.own)) * (int64_t)sizeof(float);
 }
 
 /* db may be NULL. */
@@ -488,8 +488,7 @@ static void planar_weights_run(const planar_conv *conv, float *dw, float *db, co
 {
     const planar_cut c = cut_planar(&conv->d);
     const int64_t slices = planar_slices(conv, &c), floats = planar_sums_floats(conv, &c), all = conv->d.n * c.bands;
-    planar p = start_planar(conv, &c, workspace + line_floats(conv->groups * slices * floats) +
-                                          omp_get_thread_num() * c.own);
+    planar p = start_planar(conv, &c, own_part(workspace + line_floats(conv->groups * slices * floats), c.own));
 #pragma omp for schedule(guided)
     for (int64_t part = 0; part < conv->groups * slices; part++) {
         const int64_t group = part / slices, slice = part % slices;

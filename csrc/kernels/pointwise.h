@@ -58,7 +58,7 @@ INLINE int64_t turned_floats(const pointwise *p) { return p->turned ? line_float
 
 static int64_t pointwise_bytes(const pointwise *p, int64_t threads)
 {
-    return (turned_floats(p) + threads * panels_floats(p)) * (int64_t)sizeof(float);
+    return (turned_floats(p) + own_floats(threads, panels_floats(p))) * (int64_t)sizeof(float);
 }
 
 static void turn_filters(const pointwise *p, const float *w, float *to)
@@ -225,7 +225,7 @@ INLINE void run_filters(const pointwise *p, const pixel_block *b, float *y, cons
 static void run_pointwise(const pointwise *p, float *y, const float *x, const float *w, const float *bias,
                           float *workspace)
 {
-    float *own = workspace + turned_floats(p) + omp_get_thread_num() * panels_floats(p);
+    float *own = own_part(workspace + turned_floats(p), panels_floats(p));
     const float *filters = p->turned ? workspace : w;
     if (p->turned)
         turn_filters(p, w, workspace);
@@ -338,7 +338,7 @@ static pointwise_cut cut_pointwise(const pycnn_conv2d *d)
 static int64_t pointwise_conv2d_backward_weights_workspace(const void *desc, int64_t threads)
 {
     const pointwise_cut c = cut_pointwise(desc);
-    return (c.slices * c.partial + threads * c.own) * (int64_t)sizeof(float);
+    return (c.slices * c.partial + own_floats(threads, c.own)) * (int64_t)sizeof(float);
 }
 
 /* to[panel][pixel][lane] = planes[lane of the panel][pixel] for n pixels; lanes without a plane are zero. */
@@ -382,7 +382,7 @@ static void pointwise_conv2d_backward_weights(const void *desc, void *const *arg
     const int64_t pixels = d->h * d->w, threads = omp_get_num_threads();
     const int64_t parts = MIN(ceil_div(c.rows, TILE_ROWS), ceil_div(TASKS_A_THREAD * (threads - 1) + 1, c.slices));
     const float *x = args[2], *dy = args[3], *rows = c.rows_are_dy ? dy : x, *columns = c.rows_are_dy ? x : dy;
-    float *partials = args[4], *own = partials + c.slices * c.partial + omp_get_thread_num() * c.own;
+    float *partials = args[4], *own = own_part(partials + c.slices * c.partial, c.own);
 #pragma omp for schedule(guided)
     for (int64_t task = 0; task < c.slices * parts; task++) {
         const int64_t slice = task / parts, part = task % parts;

@@ -157,8 +157,8 @@ INLINE int64_t most_panels(const product *p)
 }
 
 typedef struct {
-    int64_t packed, zeros, shared;               /* floats */
-    int64_t tables, axes, rows, panel, outputs, weights, per_thread; /* bytes */
+    int64_t packed, zeros, shared, per_thread;   /* floats */
+    int64_t tables, axes, rows, panel, outputs, weights; /* bytes */
 } product_space;
 
 static product_space product_layout(const product *p)
@@ -175,15 +175,16 @@ static product_space product_layout(const product *p)
     if (p->planes)
         s.outputs = tiles * product_rows(p) * MIN(most_panels(p), panels(p->columns)) * PANEL * (int64_t)sizeof(float);
     s.weights = packs_alone(p) ? s.packed * (int64_t)sizeof(float) : 0;
-    s.per_thread = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) + round_up(s.panel, 64) +
-                   round_up(s.outputs, 64) + round_up(s.weights, 64) + 64;
+    const int64_t bytes = round_up(s.tables, 64) + round_up(s.axes, 64) + round_up(s.rows, 64) +
+                          round_up(s.panel, 64) + round_up(s.outputs, 64) + round_up(s.weights, 64);
+    s.per_thread = bytes / (int64_t)sizeof(float);
     return s;
 }
 
 static int64_t product_workspace(const product *p, int64_t threads)
 {
     product_space s = product_layout(p);
-    return s.shared * (int64_t)sizeof(float) + threads * s.per_thread;
+    return (s.shared + own_floats(threads, s.per_thread)) * (int64_t)sizeof(float);
 }
 
 static int64_t packed_bytes(const product *p) { return product_layout(p).packed * (int64_t)sizeof(float); }
@@ -800,7 +801,7 @@ static void product_run(const product *p, void *workspace)
 {
     const product_space space = product_layout(p);
     float *zeros = workspace;
-    char *own = (char *)(zeros + space.shared) + omp_get_thread_num() * space.per_thread;
+    char *own = (char *)own_part(zeros + space.shared, space.per_thread);
     int64_t *axes = (int64_t *)(own + round_up(space.tables, 64));
     block b = { .p = p, .zeros = zeros, .taps = (tile_tap *)(axes + 2 * (p->v.taps + p->h.taps)), .tables = own };
     b.rows = (float *)((char *)axes + round_up(space.axes, 64));

@@ -200,6 +200,15 @@ INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 /* Sizes of workspace parts are kept at multiples of a cache line. */
 INLINE int64_t line_floats(int64_t floats) { return round_up(floats, 16); }
 
+/* The threads' own parts of a workspace, each of so many floats. A page lies in front of each and behind the last: the
+ * processor fetches lines behind those that one thread reads, and would take them from another that writes them. */
+enum { PAGE_FLOATS = 1024 };
+INLINE int64_t own_floats(int64_t threads, int64_t floats) { return threads * (floats + PAGE_FLOATS) + PAGE_FLOATS; }
+INLINE float *own_part(float *parts, int64_t floats)
+{
+    return parts + PAGE_FLOATS + omp_get_thread_num() * (floats + PAGE_FLOATS);
+}
+
 /* Where part i of n begins when `total` is cut into n even parts. */
 INLINE int64_t part_start(int64_t total, int64_t i, int64_t n)
 {

@@ -597,7 +597,7 @@ static winograd_space winograd_layout(const winograd *p)
 static int64_t winograd_floats(const winograd *p, int64_t threads)
 {
     const winograd_space s = winograd_layout(p);
-    return s.zeros + s.shared + threads * (s.own + s.m);
+    return s.zeros + s.shared + own_floats(threads, s.own + s.m);
 }
 
 static void pack_winograd(const winograd *p, const float *w, float *u)
@@ -666,8 +666,7 @@ static void run_winograd(const winograd *p, float *out, const float *in, const f
                          float *workspace)
 {
     const winograd_space s = winograd_layout(p);
-    float *zeros = workspace, *shared = zeros + s.zeros, *own = shared + s.shared;
-    own += omp_get_thread_num() * (s.own + s.m);
+    float *zeros = workspace, *shared = zeros + s.zeros, *own = own_part(shared + s.shared, s.own + s.m);
     float *m = own + s.own;
 #pragma omp single
     memset(zeros, 0, sizeof(float) * (size_t)p->channels);

@@ -68,8 +68,8 @@ static int64_t winograd_conv2d_backward_weights_workspace(const void *desc, int6
 {
     const winograd_outer o = winograd_weights_cut(desc);
     const int64_t zeros = line_floats(MAX(o.p.channels, o.p.columns));
-    const int64_t kept_chunks = o.slices > 0 ? threads : 1;
-    return (zeros + kept_chunks * chunk_floats(&o) + kept_strips(&o, threads) * strip_floats(&o)) * (int64_t)sizeof(float);
+    const int64_t chunks = o.slices > 0 ? own_floats(threads, chunk_floats(&o)) : chunk_floats(&o);
+    return (zeros + chunks + kept_strips(&o, threads) * strip_floats(&o)) * (int64_t)sizeof(float);
 }
 
 /* o = A d: a patch of dy. */
@@ -365,13 +365,13 @@ static void sum_by_chunks(const winograd_outer *o, float *dw, const float *x, co
 static void winograd_conv2d_backward_weights(const void *desc, void *const *args)
 {
     const winograd_outer o = winograd_weights_cut(desc);
-    const int64_t most = MAX(o.p.channels, o.p.columns), me = omp_get_thread_num(), threads = omp_get_num_threads();
+    const int64_t most = MAX(o.p.channels, o.p.columns);
     float *zeros = args[3], *v = zeros + line_floats(most);
 #pragma omp single
     memset(zeros, 0, sizeof(float) * (size_t)most);
     if (o.slices > 0) {
-        float *own = v + me * chunk_floats(&o);
-        sum_by_slices(&o, args[0], args[1], args[2], zeros, own, own + PLACES * o.v_step, v + threads * chunk_floats(&o));
+        float *own = own_part(v, chunk_floats(&o)), *du = v + own_floats(omp_get_num_threads(), chunk_floats(&o));
+        sum_by_slices(&o, args[0], args[1], args[2], zeros, own, own + PLACES * o.v_step, du);
     } else
         sum_by_chunks(&o, args[0], args[1], args[2], zeros, v, v + PLACES * o.v_step, v + chunk_floats(&o));
 }
