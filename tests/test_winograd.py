@@ -152,8 +152,8 @@ def test_several_chunks_of_patches():
 
 @pytest.mark.parametrize(("n", "c", "h", "k"), [(1, 12, 25, 20), (2, 20, 28, 12), (9, 20, 23, 12), (8, 60, 31, 64)])
 def test_slices_of_patches(n, c, h, k):
-    """Backward-weights of fewer, whose sums each thread makes of its own slices: of one, of several, and of several with
-    several chunks each."""
+    """Backward-weights of fewer, whose sums each thread makes of its own slices: one, several, and several of several
+    chunks each."""
     check_kernels(n, c, h, 25, k)
 
 

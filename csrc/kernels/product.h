@@ -139,9 +139,11 @@ INLINE int copies_panels(const product *p)
 }
 INLINE int64_t first_packed_panel(const product *p)
 {
+    if (!reads_in_place(p))
+        return 0;
     const int64_t rest = p->columns % PANEL;
     const int has_whole_vectors = rest % VL == 0 && !sums_quads(rest, p->len) && !copies_panels(p);
-    return !reads_in_place(p) ? 0 : has_whole_vectors ? panels(p->columns) : p->columns / PANEL;
+    return has_whole_vectors ? panels(p->columns) : p->columns / PANEL;
 }
 
 INLINE int reads_padding(const axis *a)
