@@ -24,7 +24,7 @@ class WinogradCosts(NamedTuple):
 
 
 WINOGRAD = WinogradCosts(36, 220, 160, 1000)
-# Its gradients of the weights are moved through memory between the transforms and the products.
+# For the gradient of the weights; measured when its transforms always went through memory before the products.
 WINOGRAD_WEIGHTS = WinogradCosts(60, 700, 700, 800)
 
 # a^T b with a larger result is faster with the rows of a^T copied side by side than summed up row by row of a.

@@ -308,8 +308,8 @@ static void transform_shared(const winograd_outer *o, int64_t first, int64_t end
 }
 
 /* du, slice by slice, then dw. */
-static void sum_by_slices(const winograd_outer *o, float *dw, const float *x, const float *dy, const float *zeros, float *v,
-                       float *d, float *du)
+static void sum_by_slices(const winograd_outer *o, float *dw, const float *x, const float *dy, const float *zeros,
+                          float *v, float *d, float *du)
 {
     const int64_t all = panels(o->p.columns);
     int64_t taken = 0;
@@ -339,8 +339,8 @@ static void sum_by_slices(const winograd_outer *o, float *dw, const float *x, co
 }
 
 /* The same chunk by chunk, of which all threads make a part of du. */
-static void sum_by_chunks(const winograd_outer *o, float *dw, const float *x, const float *dy, const float *zeros, float *v,
-                       float *d, float *du)
+static void sum_by_chunks(const winograd_outer *o, float *dw, const float *x, const float *dy, const float *zeros,
+                          float *v, float *d, float *du)
 {
     const winograd *p = &o->p;
     const int64_t tasks = panels(p->columns) * o->strips;
