@@ -145,15 +145,19 @@ def test_several_chunks_of_channels_and_parts_of_patches():
     check_kernels(5, 130, 8, 8, 21)
 
 
-def test_several_chunks_of_patches():
+@pytest.mark.parametrize(("n", "c", "k"), [(3, 300, 60), (5, 260, 228)])
+def test_several_chunks_of_patches(n, c, k):
     """Backward-weights of so many channels and filters that all threads sum up one chunk after the other."""
-    check_kernels(3, 130, 28, 25, 132)
+    check_kernels(n, c, 28, 25, k)
 
 
-@pytest.mark.parametrize(("n", "c", "h", "k"), [(1, 12, 25, 20), (2, 20, 28, 12), (9, 20, 23, 12), (8, 60, 31, 64)])
+@pytest.mark.parametrize(
+    ("n", "c", "h", "k"),
+    [(1, 12, 25, 20), (2, 20, 28, 12), (9, 20, 23, 12), (8, 60, 31, 64), (5, 70, 25, 130), (8, 120, 31, 130)],
+)
 def test_slices_of_patches(n, c, h, k):
     """Backward-weights of fewer, whose sums each thread makes of its own slices: one, several, and several of several
-    chunks each."""
+    chunks each; and those of parts of the filters."""
     check_kernels(n, c, h, 25, k)
 
 

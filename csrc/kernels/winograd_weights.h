@@ -3,17 +3,19 @@
  *
  *     dw[3x3] = G^T [ sum over patches: (B^T x[6x6] B) * (A dy[4x4] A^T) ] G
  *
- * Where all of du stays in a thread's cache, each sums up slices of the patches for itself: their v and d never leave
- * its cache either, and it waits for nobody. The number of slices depends on the shape alone, and so do the bits.
+ * Where du, or a part of its panels, stays in a thread's cache, each sums up slices of the patches for itself: their v
+ * and d never leave its cache either, and it waits for nobody. The number of slices depends on the shape alone, and so
+ * do the bits. Each part makes v anew, which costs less than waiting.
  *
- *     for each slice of the patches:                                     shared among threads
- *         for each chunk of it:
+ *     for each slice of the patches, part of the panels:                 shared among threads
+ *         for each chunk of the slice:
  *             v of its windows, d of its patches of dy
- *             for each panel of columns, strip of l, place e, block of l:
+ *             for each panel of the part, strip of l, place e, block of l:
  *                 du[e][l][column] += sum over patches: v[e][patch][l] * d[e][patch][column]
  *     dw of the sums of the slices' du                                   shared among threads
  *
- * A larger du is cut instead, and no sum is split. A chunk is so long that v and d are read about as often as du.
+ * A larger du, or one of few patches, is cut instead, and no sum is split. A chunk is so long that v and d are read
+ * about as often as du.
  *
  *     for each chunk of patches:
  *         v and d                                                        shared among threads
@@ -22,11 +24,12 @@
  *             after the last chunk: dw of the strip */
 
 enum { STRIP_BLOCKS = (48 + TILE_ROWS - 1) / TILE_ROWS, LEAST_PATCHES = 128, PLANE_PARTS = 8 };
-enum { MOST_SLICES = 8, SLICE_PATCHES = 48 };
+enum { SLICE_TASKS = 8, MOST_PARTS = 4, SLICE_PATCHES = 48 };
 
 typedef struct {
     winograd p;                      /* as in the forward product */
-    int64_t slices;                  /* of the patches, each summed up by one thread; or 0 */
+    int64_t slices, parts;           /* of the patches, or 0; of the panels */
+    int64_t first_panel, last_panel; /* of the part that is made */
     int64_t chunks, patches;         /* of a slice, or of all; patches of the longest chunk */
     int64_t len, strips, strip;      /* l, without the zeros after the last channel; l of the longest strip */
     int64_t v_row, v_step, d_step, du_step;
@@ -37,10 +40,15 @@ static winograd_outer winograd_weights_cut(const pycnn_conv2d *d)
     winograd_outer o = { .p = winograd_forward(d) };
     const winograd *p = &o.p;
     o.len = (p->segments - 1) * segment_len(p) + p->channels;
-    if (PLACES * o.len * p->columns <= 2 * CACHE_FLOATS)
-        o.slices = MAX(1, MIN(MOST_SLICES, p->patches / SLICE_PATCHES));
+    const int64_t all = panels(p->columns), parts = ceil_div(PLACES * o.len * p->columns, 2 * CACHE_FLOATS);
     const int64_t shared = MAX(LEAST_PATCHES, 2 * o.len * p->columns / (o.len + p->columns));
-    const int64_t alone = MAX(SLICE_PATCHES, CACHE_FLOATS / (PLACES * (o.len + p->columns)));
+    const int by_slices = parts <= 1 || (parts <= MIN(MOST_PARTS, all) && p->patches > shared);
+    o.parts = by_slices ? MAX(1, parts) : 1;
+    if (by_slices)
+        o.slices = MAX(1, MIN(SLICE_TASKS / o.parts, p->patches / SLICE_PATCHES));
+    o.last_panel = ceil_div(all, o.parts);
+    const int64_t columns = MIN(p->columns, o.last_panel * PANEL);
+    const int64_t alone = MAX(SLICE_PATCHES, CACHE_FLOATS / (PLACES * (o.len + columns)));
     const int64_t patches = ceil_div(p->patches, MAX(1, o.slices));
     o.chunks = ceil_div(patches, o.slices > 0 ? alone : shared);
     o.patches = ceil_div(patches, o.chunks);
@@ -48,7 +56,7 @@ static winograd_outer winograd_weights_cut(const pycnn_conv2d *d)
     o.strip = ceil_div(o.len, o.strips);
     o.v_row = place_step(winograd_len(p));
     o.v_step = place_step(o.patches * o.v_row);
-    o.d_step = place_step(panels(p->columns) * o.patches * PANEL);
+    o.d_step = place_step(o.last_panel * o.patches * PANEL);
     o.du_step = place_step(o.strip * PANEL);
     return o;
 }
@@ -127,10 +135,9 @@ static void transform_dy(const winograd_outer *o, const float *dy, const float *
             pixel[i * PATCH + j] = h < p->out_h && w < p->out_w
                 ? dy + ((at->n * p->out_h + h) * p->out_w + w) * p->columns : zeros;
         }
-    const int64_t all = panels(p->columns);
-    for (int64_t panel = 0; panel < all; panel++) {
+    for (int64_t panel = o->first_panel; panel < o->last_panel; panel++) {
         const int64_t width = panel_width(p->columns, panel);
-        float *to = d + panel * o->patches * PANEL + row * width;
+        float *to = d + (panel - o->first_panel) * o->patches * PANEL + row * width;
         for (int64_t j = 0; j < width; j += VL)
             transform_gradient(pixel, panel * PANEL + j, p->columns - panel * PANEL - j, to + j, o->d_step);
     }
@@ -157,7 +164,7 @@ static void transform_dy_box(const winograd_outer *o, const float *dy, const pat
     clear_floats(pixels, rows * columns * VL);
     fill_box(dy + (at.n * p->columns + column) * p->out_h * p->out_w, p->out_h, p->out_w, p->columns - column, at.row,
              at.column, rows, columns, pixels);
-    d += panel * o->patches * PANEL + row * width + column % PANEL;
+    d += (panel - o->first_panel) * o->patches * PANEL + row * width + column % PANEL;
     for (int64_t q = 0; q < box->down * box->across; q++, d += width) {
         const float *pixel[PATCH * PATCH];
         find_box_pixels(pixels, columns, box, q, PATCH, pixel);
@@ -237,7 +244,7 @@ static void sum_patches(const winograd_outer *o, int64_t panel, int64_t l0, int6
     outer_tile t = { .images = 1, .rows = 1, .n = n, .x_step = o->v_row, .out_row = width, .columns = width,
                      .adds = adds, .ahead = (const char *)v };
     for (int64_t e = 0; e < PLACES; e++) {
-        t.dy = d + e * o->d_step + panel * o->patches * PANEL;
+        t.dy = d + e * o->d_step + (panel - o->first_panel) * o->patches * PANEL;
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t first = part_start(l1 - l0, b, blocks), rows = part_start(l1 - l0, b + 1, blocks) - first;
             t.x = v + e * o->v_step + l0 + first;
@@ -264,7 +271,11 @@ static void transform_pair(const winograd_outer *o, int64_t patch, int64_t row, 
 
 /* Where both come in planes: a vector of channels of x, or of columns of dy, of patches from..end - 1 of a chunk that
  * begins with patch `first`. */
-INLINE int64_t plane_vectors(const winograd *p) { return ceil_div(p->channels, VL) + ceil_div(p->columns, VL); }
+INLINE int64_t plane_vectors(const winograd_outer *o)
+{
+    const int64_t columns = MIN(o->p.columns, o->last_panel * PANEL) - o->first_panel * PANEL;
+    return ceil_div(o->p.channels, VL) + ceil_div(columns, VL);
+}
 static void transform_vector(const winograd_outer *o, int64_t vector, int64_t first, int64_t from, int64_t end,
                              const float *x, const float *dy, float *v, float *d)
 {
@@ -276,7 +287,7 @@ static void transform_vector(const winograd_outer *o, int64_t vector, int64_t fi
         if (vector < channels)
             transform_x_box(o, x, &box, vector * VL, v, patch - first);
         else
-            transform_dy_box(o, dy, &box, (vector - channels) * VL, d, patch - first);
+            transform_dy_box(o, dy, &box, o->first_panel * PANEL + (vector - channels) * VL, d, patch - first);
     }
 }
 
@@ -285,7 +296,7 @@ static void transform_alone(const winograd_outer *o, int64_t first, int64_t end,
                             const float *zeros, float *v, float *d)
 {
     if (o->p.from_planes)
-        for (int64_t vector = 0; vector < plane_vectors(&o->p); vector++)
+        for (int64_t vector = 0; vector < plane_vectors(o); vector++)
             transform_vector(o, vector, first, first, end, x, dy, v, d);
     else
         for (int64_t patch = first; patch < end; patch++)
@@ -297,7 +308,7 @@ static void transform_shared(const winograd_outer *o, int64_t first, int64_t end
     const int64_t parts = MIN(end - first, PLANE_PARTS);
     if (o->p.from_planes) {
 #pragma omp for schedule(static)
-        for (int64_t task = 0; task < plane_vectors(&o->p) * parts; task++)
+        for (int64_t task = 0; task < plane_vectors(o) * parts; task++)
             transform_vector(o, task / parts, first, first + part_start(end - first, task % parts, parts),
                              first + part_start(end - first, task % parts + 1, parts), x, dy, v, d);
     } else {
@@ -307,27 +318,38 @@ static void transform_shared(const winograd_outer *o, int64_t first, int64_t end
     }
 }
 
+/* du of a part of the panels, of one slice. */
+static void sum_slice(const winograd_outer *o, int64_t slice, const float *x, const float *dy, const float *zeros,
+                      float *v, float *d, float *du)
+{
+    const int64_t begin = part_start(o->p.patches, slice, o->slices);
+    const int64_t patches = part_start(o->p.patches, slice + 1, o->slices) - begin;
+    du += (slice * panels(o->p.columns) + o->first_panel) * o->strips * strip_floats(o);
+    for (int64_t chunk = 0; chunk < o->chunks; chunk++) {
+        const int64_t first = begin + part_start(patches, chunk, o->chunks);
+        const int64_t end = begin + part_start(patches, chunk + 1, o->chunks);
+        float *strip = du;
+        transform_alone(o, first, end, x, dy, zeros, v, d);
+        for (int64_t panel = o->first_panel; panel < o->last_panel; panel++)
+            for (int64_t i = 0; i < o->strips; i++, strip += strip_floats(o))
+                sum_patches(o, panel, part_start(o->len, i, o->strips), part_start(o->len, i + 1, o->strips),
+                            end - first, chunk > 0, v, d, strip);
+    }
+}
+
 /* du, slice by slice, then dw. */
 static void sum_by_slices(const winograd_outer *o, float *dw, const float *x, const float *dy, const float *zeros,
                           float *v, float *d, float *du)
 {
-    const int64_t all = panels(o->p.columns);
+    const int64_t all = panels(o->p.columns), tasks = o->slices * o->parts;
+    winograd_outer part = *o;
     int64_t taken = 0;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t ticket = 0; ticket < o->slices; ticket++) {
-        const int64_t slice = next_task(ticket, o->slices, &taken);
-        const int64_t begin = part_start(o->p.patches, slice, o->slices);
-        const int64_t patches = part_start(o->p.patches, slice + 1, o->slices) - begin;
-        for (int64_t chunk = 0; chunk < o->chunks; chunk++) {
-            const int64_t first = begin + part_start(patches, chunk, o->chunks);
-            const int64_t end = begin + part_start(patches, chunk + 1, o->chunks);
-            float *strip = du + slice * all * o->strips * strip_floats(o);
-            transform_alone(o, first, end, x, dy, zeros, v, d);
-            for (int64_t panel = 0; panel < all; panel++)
-                for (int64_t i = 0; i < o->strips; i++, strip += strip_floats(o))
-                    sum_patches(o, panel, part_start(o->len, i, o->strips), part_start(o->len, i + 1, o->strips),
-                                end - first, chunk > 0, v, d, strip);
-        }
+    for (int64_t ticket = 0; ticket < tasks; ticket++) {
+        const int64_t task = next_task(ticket, tasks, &taken);
+        part.first_panel = part_start(all, task % o->parts, o->parts);
+        part.last_panel = part_start(all, task % o->parts + 1, o->parts);
+        sum_slice(&part, task / o->parts, x, dy, zeros, v, d, du);
     }
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < all * o->len; task++) {
