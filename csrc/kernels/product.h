@@ -96,6 +96,8 @@ INLINE int copies_rows(const product *p)
     return product_taps(p) == 1 && (p->in_channel != 1 || p->in_pixel * p->h.stride % apart == 0);
 }
 INLINE int64_t product_pixels(const product *p) { return p->images * p->v.out * p->h.out; }
+/* Whether rows that are copied, but not turned, come from a slow cache or from memory. */
+INLINE int copies_from_afar(const product *p) { return product_pixels(p) * p->in_pixel > CACHE_FLOATS; }
 
 /* Whether w has rows of columns, which may be read where they lie. */
 INLINE int has_rows(const product *p) { return !p->prepacked && p->w_column == 1 && p->inner >= p->len; }
@@ -647,14 +649,18 @@ static void copy_panels(const block *b, int64_t first, int64_t count, int64_t l0
         }
 }
 
+INLINE int64_t next_pixel(const block *b)
+{
+    return b->p->in_pixel * (b->parts > 0 ? b->p->v.in * b->p->h.in : b->h.in_step);
+}
+
 /* What n tiles fetch from memory or a slow cache while they are busy: the next tile's rows, or, once these are near,
  * each a share of the packed panel that comes next. */
 static void fetch_ahead(const block *b, int copies, int64_t panel, int64_t n, tile_range *range)
 {
     const product *p = b->p;
-    const int64_t next_pixel = b->parts > 0 ? p->v.in * p->h.in * p->in_pixel : b->h.in_step * p->in_pixel;
-    const int rows_are_near = copies || panel > b->first_panel;
-    fetch_rows(range, product_rows(p), copies ? chunk_length(1) + ROW_GAP : next_pixel);
+    const int rows_are_near = panel > b->first_panel || (copies && !copies_from_afar(p));
+    fetch_rows(range, product_rows(p), copies ? chunk_length(1) + ROW_GAP : next_pixel(b));
     if (rows_are_near && panel >= first_packed_panel(p) && panel + 1 < b->last_panel) {
         range->fetches_weights = 1;
         range->ahead = product_taps(p) * range->w_tap * (int64_t)sizeof(float);
@@ -662,8 +668,17 @@ static void fetch_ahead(const block *b, int copies, int64_t panel, int64_t n, ti
     }
 }
 
-/* One panel of one chunk of l, by some tiles, whose rows may be copies. */
-static void run_panel(const block *b, const block_tile *tiles, int64_t n, int copies, int64_t panel, int64_t l0,
+/* A tile, which is busy with its copy, fetches the next one's rows: whole ones, since all their chunks are copied soon. */
+static void fetch_source(const block *b, const block_tile *tile, const block_tile *copy, int64_t l0, tile_range *range)
+{
+    const int64_t next_rows = product_rows(b->p) * next_pixel(b) * (int64_t)sizeof(float);
+    range->ahead = (int64_t)((uintptr_t)(tile->x[0] + l0) - (uintptr_t)copy->in.x[0]) + next_rows;
+    range->ahead_step = next_rows / range->len;
+}
+
+/* One panel of one chunk of l, by some tiles. Unless `copied` is NULL, copies of them are there, which the first panel
+ * makes. */
+static void run_panel(const block *b, const block_tile *tiles, block_tile *copied, int64_t n, int64_t panel, int64_t l0,
                       int64_t len)
 {
     const product *p = b->p;
@@ -679,9 +694,9 @@ static void run_panel(const block *b, const block_tile *tiles, int64_t n, int co
         w = b->panel + place * product_taps(p) * len * PANEL;
         packed = 1;
     }
-    tile_range range = { .first = copies ? 0 : l0, .len = len, .w_tap = packed ? packed_floats(p, panel, len) : p->w_tap,
+    tile_range range = { .first = copied ? 0 : l0, .len = len, .w_tap = packed ? packed_floats(p, panel, len) : p->w_tap,
                          .w_row = packed ? vectors * VL : p->w_inner };
-    fetch_ahead(b, copies, panel, n, &range);
+    fetch_ahead(b, copied != NULL, panel, n, &range);
     tile_store out = { .first = (p->planes ? panel - b->first_panel : panel) * PANEL,
                        .columns = MIN(PANEL, p->columns - panel * PANEL), .alpha = p->alpha, .old = l0 ? 1 : p->beta };
     if (p->bias && l0 == 0)
@@ -690,9 +705,14 @@ static void run_panel(const block *b, const block_tile *tiles, int64_t n, int co
         out.epilogue = p->epilogue;
     const int quads = has_quads(p, panel);
     for (int64_t t = 0; t < n; t++) {
-        const int64_t row = tiles[t].rows - 1;
-        out.y = tiles[t].y;
-        (quads ? quad_tile_functions[vectors - 1][row] : tile_functions[vectors - 1][row])(&tiles[t].in, w, &range, &out);
+        if (copied && panel == b->first_panel) {
+            copy_tile(b, &tiles[t], t, l0, l0 + len, &copied[t]);
+            if (copies_from_afar(p))
+                fetch_source(b, &tiles[t], &copied[t], l0, &range);
+        }
+        const block_tile *tile = copied ? &copied[t] : &tiles[t];
+        out.y = tile->y;
+        (quads ? quad_tile_functions : tile_functions)[vectors - 1][tile->rows - 1](&tile->in, w, &range, &out);
         if (range.fetches_weights)
             range.ahead += len * range.ahead_step;
     }
@@ -735,17 +755,14 @@ static void run_block(const block *b)
     const product *p = b->p;
     const int64_t chunk = chunk_length(product_taps(p)), all = b->v.taps * b->h.taps > 0 ? p->len : 1;
     const int64_t at_once = tiles_at_once(p);
-    const int copies = copies_rows(p);
     block_tile tiles[MOST_TILES], copied[MOST_TILES];
     find_tiles(b, tiles);
     const int64_t kept = p->planes ? keep_outputs(b, tiles) : 0;
     for (int64_t l0 = 0; l0 < all; l0 += chunk) {
         const int64_t len = MIN(chunk, p->len - l0);
-        for (int64_t t = 0; copies && t < b->tiles; t++)
-            copy_tile(b, &tiles[t], t, l0, l0 + len, &copied[t]);
         for (int64_t t = 0; t < b->tiles; t += at_once)
             for (int64_t panel = b->first_panel; panel < b->last_panel; panel++)
-                run_panel(b, (copies ? copied : tiles) + t, MIN(at_once, b->tiles - t), copies, panel, l0, len);
+                run_panel(b, tiles + t, copies_rows(p) ? copied : NULL, MIN(at_once, b->tiles - t), panel, l0, len);
         for (int64_t panel = b->first_panel; p->moments.slices > 0 && panel < b->last_panel; panel++)
             if (l0 + len == p->len)
                 BY_VECTORS(panel_vectors(p->columns, panel), measure_tiles, b, tiles, panel);
