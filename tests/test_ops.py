@@ -917,10 +917,11 @@ def test_results_begin_at_a_cache_line():
 
 @pytest.mark.parametrize("k", [511, 512, 513, 768])
 def test_gemm_of_long_rows(k):
-    """Rows are summed in chunks of 512, each added to the last. With few rows b is read where it lies, except for the
-    columns of a last panel that is not full, or copied panel by panel where its rows lie 512 floats apart: both sides
-    of that limit, in tiles of 6, 12 and 14 rows."""
-    for m, n in ((15, VL + 1), (72, 4 * VL), (50, 512), (73, 5), (7, 17 * VL + 1), (144, 3 * VL), (169, 2 * VL + 1)):
+    """Rows are summed in chunks of 512, or 128 where b has long rows, each added to the last. With few rows b is read
+    where it lies, except for the columns of a last panel that is not full, or copied panel by panel where its rows lie
+    512 or 2048 floats apart: both sides of that limit, in tiles of 6, 12 and 14 rows."""
+    shapes_of_c = [(15, VL + 1), (72, 4 * VL), (50, 512), (30, 522), (15, 2048), (73, 5), (7, 17 * VL + 1)]
+    for m, n in (*shapes_of_c, (144, 3 * VL), (169, 2 * VL + 1)):
         a, b = gemm_arrays(m, n, k, False, False)
         out = normal((m, n), "out")
         expected = gemm_double(a, b, alpha=0.5, beta=-1, out=out)

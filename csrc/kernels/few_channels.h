@@ -66,7 +66,7 @@ typedef struct {
 
 static spread_cut cut_spread(const pycnn_conv2d *d)
 {
-    spread_cut c = { .phases = MIN(d->stride_w, d->w), .k = MIN(d->k, chunk_length(d->s)) };
+    spread_cut c = { .phases = MIN(d->stride_w, d->w), .k = MIN(d->k, taps_chunk(d->s)) };
     const int64_t vectors = ceil_div(ceil_div(d->w, d->stride_w), VL), most = MAX(2, PIXEL_FLOATS / (c.k * VL));
     c.plane = vectors * VL;
     c.row = line_floats(c.phases * d->c * c.plane);

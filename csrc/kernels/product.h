@@ -42,7 +42,8 @@ typedef struct {
 
 enum { PANEL = TILE_VECTORS * VL, PACK_STRIP = 64, PACK_PANELS = 8 };
 enum { BLOCK_TILES = 8, COPIED_TILES = 16, FEW_TILES = 2, ROW_GAP = 17 };
-enum { CHUNK = 512, TASKS_A_THREAD = 4, TILES_IN_PLACE = 6 * TILE_VECTORS };
+enum { CHUNK = 512, PAGES_CHUNK = TILE_VECTORS > 2 ? 128 : CHUNK, LONG_ROW = 512 };
+enum { TASKS_A_THREAD = 4, TILES_IN_PLACE = 6 * TILE_VECTORS };
 enum { FEW_WEIGHTS = 32768, LITTLE_WORK = 1 << 20 }; /* floats; multiply-adds */
 enum { SHORT_SUM = 128, MANY_OUTPUTS = 524288, COPIED_PANELS = 4, MANY_WEIGHTS = 1 << 22, MOST_TILES = 24 };
 
@@ -76,18 +77,10 @@ INLINE int packs_alone(const product *p)
     return !p->prepacked && p->groups * product_taps(p) * p->len * round_up(p->columns, VL) <= FEW_WEIGHTS;
 }
 
-/* l is summed in chunks: a panel's part stays in L2, and short running sums keep the rounding error low. */
-INLINE int64_t chunk_length(int64_t taps)
-{
-    return taps == 1 ? CHUNK : MIN(CHUNK, MAX(16, 576 / taps / 16 * 16));
-}
 INLINE int64_t product_rows(const product *p)
 {
     return sums_quads(p->columns, p->len) ? quad_rows(p->columns) : tile_rows(p->columns);
 }
-/* The l that a task packs: a part of one chunk. */
-INLINE int64_t strip_length(int64_t taps) { return chunk_length(taps) % PACK_STRIP == 0 ? PACK_STRIP : 16; }
-
 /* Rows whose channels lie apart are copied side by side; so are rows that would fall into so few sets of a cache
  * that those of a tall tile drive each other out. */
 INLINE int copies_rows(const product *p)
@@ -130,6 +123,20 @@ INLINE int reads_in_place(const product *p)
 {
     return has_rows(p) && (product_pixels(p) <= TILES_IN_PLACE * product_rows(p) || is_one_block(p));
 }
+/* Whether w, read in place, has rows that would share few sets of a cache. */
+INLINE int rows_share_sets(const product *p) { return p->w_inner % (TILE_VECTORS > 2 ? 2048 : 512) == 0; }
+
+/* l is summed in chunks: a panel's part stays in L2, and short running sums keep the rounding error low. Long rows that
+ * tiles of 4 vectors read in place take a page each, of which a chunk should need no more than a processor has at hand. */
+INLINE int64_t taps_chunk(int64_t taps) { return taps == 1 ? CHUNK : MIN(CHUNK, MAX(16, 576 / taps / 16 * 16)); }
+INLINE int64_t chunk_length(const product *p)
+{
+    const int long_rows = product_taps(p) == 1 && p->w_inner >= LONG_ROW && reads_in_place(p);
+    return long_rows && !rows_share_sets(p) && !is_one_block(p) ? PAGES_CHUNK : taps_chunk(product_taps(p));
+}
+/* The l that a task packs: a part of one chunk. */
+INLINE int64_t strip_length(const product *p) { return chunk_length(p) % PACK_STRIP == 0 ? PACK_STRIP : 16; }
+
 /* Many tiles read it, its rows would share few sets of a cache, or its vectors cross cache lines, which tiles of 4
  * vectors have time for: a task copies some panels, of which whole parts of a row lie together, before its tiles read
  * them again and again. */
@@ -137,7 +144,7 @@ INLINE int copies_panels(const product *p)
 {
     const int64_t pixels = product_pixels(p);
     const int crosses = TILE_VECTORS <= 2 && (uintptr_t)p->w % VEC_BYTES != 0 && pixels > 2 * product_rows(p);
-    return reads_in_place(p) && (p->w_inner % 512 == 0 || crosses || pixels > TILES_IN_PLACE * product_rows(p));
+    return reads_in_place(p) && (rows_share_sets(p) || crosses || pixels > TILES_IN_PLACE * product_rows(p));
 }
 INLINE int64_t first_packed_panel(const product *p)
 {
@@ -156,7 +163,7 @@ INLINE int reads_padding(const axis *a)
 /* Panels of a task, so that a chunk of them stays in L2. */
 INLINE int64_t most_panels(const product *p)
 {
-    const int64_t taps = product_taps(p), len = MIN(chunk_length(taps), p->len);
+    const int64_t taps = product_taps(p), len = MIN(chunk_length(p), p->len);
     return copies_rows(p) && !p->planes ? panels(p->columns) : MAX(1, CACHE_FLOATS / (taps * len * PANEL));
 }
 
@@ -174,8 +181,8 @@ static product_space product_layout(const product *p)
     s.shared = (p->prepacked || packs_alone(p) ? 0 : line_floats(s.packed)) + s.zeros;
     s.tables = tiles * taps * (int64_t)(sizeof(tile_tap) + (size_t)product_rows(p) * sizeof(float *));
     s.axes = 2 * (p->v.taps + p->h.taps) * (int64_t)sizeof(int64_t) + taps * (int64_t)sizeof(tile_tap);
-    s.rows = copies_rows(p) ? tiles * product_rows(p) * (chunk_length(taps) + ROW_GAP) * (int64_t)sizeof(float) : 0;
-    s.panel = reads_in_place(p) ? COPIED_PANELS * taps * chunk_length(taps) * PANEL * (int64_t)sizeof(float) : 0;
+    s.rows = copies_rows(p) ? tiles * product_rows(p) * (chunk_length(p) + ROW_GAP) * (int64_t)sizeof(float) : 0;
+    s.panel = reads_in_place(p) ? COPIED_PANELS * taps * chunk_length(p) * PANEL * (int64_t)sizeof(float) : 0;
     if (p->planes)
         s.outputs = tiles * product_rows(p) * MIN(most_panels(p), panels(p->columns)) * PANEL * (int64_t)sizeof(float);
     s.weights = packs_alone(p) ? s.packed * (int64_t)sizeof(float) : 0;
@@ -197,7 +204,7 @@ static int64_t packed_bytes(const product *p) { return product_layout(p).packed 
  * so that what a block reads next lies next. Where a group's panel begins in the chunk that starts at l0: */
 INLINE int64_t panel_offset(const product *p, int64_t l0, int64_t panel)
 {
-    const int64_t len = MIN(chunk_length(product_taps(p)), p->len - l0);
+    const int64_t len = MIN(chunk_length(p), p->len - l0);
     return (l0 * panels(p->columns) + panel * len) * product_taps(p) * PANEL;
 }
 
@@ -336,7 +343,7 @@ static void pack_quads(const product *p, const strip *s, int64_t panel, const fl
 
 static void pack_strip(const product *p, const strip *s, float *packed)
 {
-    const int64_t len = MIN(chunk_length(product_taps(p)), p->len - s->chunk), last = panels(p->columns) - 1;
+    const int64_t len = MIN(chunk_length(p), p->len - s->chunk), last = panels(p->columns) - 1;
     const float *rows[PACK_STRIP], *w = p->w + s->group * p->w_group;
     strip wide = *s;
     w += s->l0 / p->inner * p->w_outer;
@@ -354,7 +361,7 @@ static void pack_strip(const product *p, const strip *s, float *packed)
 }
 
 /* Packing is cut into so many tasks. */
-INLINE int64_t pack_strips(const product *p) { return ceil_div(p->len, strip_length(product_taps(p))); }
+INLINE int64_t pack_strips(const product *p) { return ceil_div(p->len, strip_length(p)); }
 INLINE int64_t pack_parts(const product *p)
 {
     return ceil_div(panels(p->columns) - first_packed_panel(p), PACK_PANELS);
@@ -363,8 +370,8 @@ INLINE int64_t pack_tasks(const product *p) { return p->groups * pack_parts(p) *
 
 static void pack_task(const product *p, int64_t task, float *packed)
 {
-    const int64_t first = first_packed_panel(p), all = panels(p->columns), length = strip_length(product_taps(p));
-    const int64_t strips = pack_strips(p), parts = pack_parts(p), chunk = chunk_length(product_taps(p));
+    const int64_t first = first_packed_panel(p), all = panels(p->columns), length = strip_length(p);
+    const int64_t strips = pack_strips(p), parts = pack_parts(p), chunk = chunk_length(p);
     const int64_t part = task / strips % parts, l0 = task % strips * length;
     const strip s = { .group = task / strips / parts, .first_panel = first + part_start(all - first, part, parts),
                       .last_panel = first + part_start(all - first, part + 1, parts), .chunk = l0 / chunk * chunk,
@@ -615,7 +622,7 @@ static void copy_turned(const float *from, int64_t step, int64_t rows, int64_t l
 static void copy_tile(const block *b, const block_tile *tile, int64_t t, int64_t l0, int64_t l1, block_tile *copy)
 {
     static const tile_tap only_tap = { 0, 0 };
-    const int64_t step = b->p->in_channel, to_row = chunk_length(1) + ROW_GAP;
+    const int64_t step = b->p->in_channel, to_row = chunk_length(b->p) + ROW_GAP;
     float *to = b->rows + t * product_rows(b->p) * to_row;
     *copy = *tile;
     if (tile->in.taps == 0)
@@ -660,7 +667,7 @@ static void fetch_ahead(const block *b, int copies, int64_t panel, int64_t n, ti
 {
     const product *p = b->p;
     const int rows_are_near = panel > b->first_panel || (copies && !copies_from_afar(p));
-    fetch_rows(range, product_rows(p), copies ? chunk_length(1) + ROW_GAP : next_pixel(b));
+    fetch_rows(range, product_rows(p), copies ? chunk_length(p) + ROW_GAP : next_pixel(b));
     if (rows_are_near && panel >= first_packed_panel(p) && panel + 1 < b->last_panel) {
         range->fetches_weights = 1;
         range->ahead = product_taps(p) * range->w_tap * (int64_t)sizeof(float);
@@ -753,7 +760,7 @@ static void move_outputs(const block *b, int64_t pixels)
 static void run_block(const block *b)
 {
     const product *p = b->p;
-    const int64_t chunk = chunk_length(product_taps(p)), all = b->v.taps * b->h.taps > 0 ? p->len : 1;
+    const int64_t chunk = chunk_length(p), all = b->v.taps * b->h.taps > 0 ? p->len : 1;
     const int64_t at_once = tiles_at_once(p);
     block_tile tiles[MOST_TILES], copied[MOST_TILES];
     find_tiles(b, tiles);

@@ -118,7 +118,7 @@ static void run_windows(const product *p, const float *packed, int64_t block, in
 }
 
 /* Whether one running sum may take all terms. */
-static int fits_row_taps(const product *p) { return p->len <= chunk_length(p->v.taps); }
+static int fits_row_taps(const product *p) { return p->len <= taps_chunk(p->v.taps); }
 
 static int64_t row_tap_blocks(const product *p)
 {
