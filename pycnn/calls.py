@@ -24,8 +24,8 @@ class WinogradCosts(NamedTuple):
 
 
 WINOGRAD = WinogradCosts(36, 220, 160, 1000)
-# For the gradient of the weights; measured when its transforms always went through memory before the products.
-WINOGRAD_WEIGHTS = WinogradCosts(60, 700, 700, 800)
+# For the gradient of the weights.
+WINOGRAD_WEIGHTS = WinogradCosts(40, 450, 350, 800)
 
 # a^T b with a larger result is faster with the rows of a^T copied side by side than summed up row by row of a.
 OUTER_OUTPUTS = 1 << 18

@@ -200,8 +200,9 @@ def test_the_rule_takes_larger_and_dilated_kernels():
 
 def test_the_gradient_of_the_weights_has_a_rule_of_its_own():
     """Of few channels, or few patches for many weights, direct sums are faster."""
-    for n, c, size in ((8, 16, 32), (1, 512, 7)):
+    for n, c, size in ((8, 8, 32), (1, 512, 7)):
         assert kernels_of((n, c, size, size), (c, c, 3, 3))[2] == "conv2d_backward_weights", (n, c, size)
+    assert kernels_of((8, 16, 32, 32), (16, 16, 3, 3))[2] == "winograd_conv2d_backward_weights"
 
 
 @pytest.mark.parametrize(
