@@ -81,6 +81,7 @@ INLINE int64_t product_rows(const product *p)
 {
     return sums_quads(p->columns, p->len) ? quad_rows(p->columns) : tile_rows(p->columns);
 }
+
 /* Rows whose channels lie apart are copied side by side; so are rows that would fall into so few sets of a cache
  * that those of a tall tile drive each other out. */
 INLINE int copies_rows(const product *p)
