@@ -719,8 +719,9 @@ static void run_panel(const block *b, const block_tile *tiles, block_tile *copie
                 fetch_source(b, &tiles[t], &copied[t], l0, &range);
         }
         const block_tile *tile = copied ? &copied[t] : &tiles[t];
+        const int64_t row = tile->rows - 1;
         out.y = tile->y;
-        (quads ? quad_tile_functions : tile_functions)[vectors - 1][tile->rows - 1](&tile->in, w, &range, &out);
+        (quads ? quad_tile_functions[vectors - 1][row] : tile_functions[vectors - 1][row])(&tile->in, w, &range, &out);
         if (range.fetches_weights)
             range.ahead += len * range.ahead_step;
     }
