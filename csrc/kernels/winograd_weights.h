@@ -35,20 +35,27 @@ typedef struct {
     int64_t v_row, v_step, d_step, du_step;
 } winograd_outer;
 
+/* The columns of the part, and where one of its panels begins in each place of d. */
+INLINE int64_t part_columns(const winograd_outer *o)
+{
+    return MIN(o->p.columns, o->last_panel * PANEL) - o->first_panel * PANEL;
+}
+INLINE int64_t d_panel(const winograd_outer *o, int64_t panel) { return (panel - o->first_panel) * o->patches * PANEL; }
+
 static winograd_outer winograd_weights_cut(const pycnn_conv2d *d)
 {
     winograd_outer o = { .p = winograd_forward(d) };
     const winograd *p = &o.p;
     o.len = (p->segments - 1) * segment_len(p) + p->channels;
-    const int64_t all = panels(p->columns), parts = ceil_div(PLACES * o.len * p->columns, 2 * CACHE_FLOATS);
+    const int64_t all = panels(p->columns);
+    const int64_t parts = MAX(1, ceil_div(PLACES * o.len * p->columns, 2 * CACHE_FLOATS));
     const int64_t shared = MAX(LEAST_PATCHES, 2 * o.len * p->columns / (o.len + p->columns));
-    const int by_slices = parts <= 1 || (parts <= MIN(MOST_PARTS, all) && p->patches > shared);
-    o.parts = by_slices ? MAX(1, parts) : 1;
+    const int by_slices = parts == 1 || (parts <= MIN(MOST_PARTS, all) && p->patches > shared);
+    o.parts = by_slices ? parts : 1;
     if (by_slices)
         o.slices = MAX(1, MIN(SLICE_TASKS / o.parts, p->patches / SLICE_PATCHES));
     o.last_panel = ceil_div(all, o.parts);
-    const int64_t columns = MIN(p->columns, o.last_panel * PANEL);
-    const int64_t alone = MAX(SLICE_PATCHES, CACHE_FLOATS / (PLACES * (o.len + columns)));
+    const int64_t alone = MAX(SLICE_PATCHES, CACHE_FLOATS / (PLACES * (o.len + part_columns(&o))));
     const int64_t patches = ceil_div(p->patches, MAX(1, o.slices));
     o.chunks = ceil_div(patches, o.slices > 0 ? alone : shared);
     o.patches = ceil_div(patches, o.chunks);
@@ -137,7 +144,7 @@ static void transform_dy(const winograd_outer *o, const float *dy, const float *
         }
     for (int64_t panel = o->first_panel; panel < o->last_panel; panel++) {
         const int64_t width = panel_width(p->columns, panel);
-        float *to = d + (panel - o->first_panel) * o->patches * PANEL + row * width;
+        float *to = d + d_panel(o, panel) + row * width;
         for (int64_t j = 0; j < width; j += VL)
             transform_gradient(pixel, panel * PANEL + j, p->columns - panel * PANEL - j, to + j, o->d_step);
     }
@@ -164,7 +171,7 @@ static void transform_dy_box(const winograd_outer *o, const float *dy, const pat
     clear_floats(pixels, rows * columns * VL);
     fill_box(dy + (at.n * p->columns + column) * p->out_h * p->out_w, p->out_h, p->out_w, p->columns - column, at.row,
              at.column, rows, columns, pixels);
-    d += (panel - o->first_panel) * o->patches * PANEL + row * width + column % PANEL;
+    d += d_panel(o, panel) + row * width + column % PANEL;
     for (int64_t q = 0; q < box->down * box->across; q++, d += width) {
         const float *pixel[PATCH * PATCH];
         find_box_pixels(pixels, columns, box, q, PATCH, pixel);
@@ -244,7 +251,7 @@ static void sum_patches(const winograd_outer *o, int64_t panel, int64_t l0, int6
     outer_tile t = { .images = 1, .rows = 1, .n = n, .x_step = o->v_row, .out_row = width, .columns = width,
                      .adds = adds, .ahead = (const char *)v };
     for (int64_t e = 0; e < PLACES; e++) {
-        t.dy = d + e * o->d_step + (panel - o->first_panel) * o->patches * PANEL;
+        t.dy = d + e * o->d_step + d_panel(o, panel);
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t first = part_start(l1 - l0, b, blocks), rows = part_start(l1 - l0, b + 1, blocks) - first;
             t.x = v + e * o->v_step + l0 + first;
@@ -273,8 +280,7 @@ static void transform_pair(const winograd_outer *o, int64_t patch, int64_t row, 
  * begins with patch `first`. */
 INLINE int64_t plane_vectors(const winograd_outer *o)
 {
-    const int64_t columns = MIN(o->p.columns, o->last_panel * PANEL) - o->first_panel * PANEL;
-    return ceil_div(o->p.channels, VL) + ceil_div(columns, VL);
+    return ceil_div(o->p.channels, VL) + ceil_div(part_columns(o), VL);
 }
 static void transform_vector(const winograd_outer *o, int64_t vector, int64_t first, int64_t from, int64_t end,
                              const float *x, const float *dy, float *v, float *d)
