@@ -2,29 +2,35 @@
  * neighbouring pixels of a row.
  *
  *     for each plane of an image, band of output rows:                               shared among threads
- *         copy the input rows that the band reads, with zeros around them            kept in L2
- *         for each row, for each phase of it (see product.h), for each block of 8 vectors:
+ *         copy the input rows that the band reads, with zeros around them            kept in L1
+ *         for each phase of a row (see product.h), for each tile of 4 rows by 2 vectors:
  *             sum over the taps: weight * neighbours in the copy
+ *
+ * Taps of a column that read the rows of neighbouring outputs, as the three of a 3x3 kernel do, make a run: a tile loads
+ * each vector once for all of them. The lines that the next tiles write and what is copied next are called meanwhile.
  *
  * Of a row that is read with a stride the pixels of each remainder lie together, so a tap reads neighbours for every
  * stride and dilation. Backward-data is the same nest over dx with the axes reversed; where a row has several phases,
  * they are made one after another and interleaved. Backward-weights runs over the same copies:
  *
  *     for each plane of an image:                                                    shared among threads
- *         for each band: copy; for up to 9 taps: sum over the band's pixels: dy * neighbours in the copy
+ *         for each band: copy; for up to 9 taps, in runs: sum over pairs of rows: dy * neighbours in the copy
  *     dw, db = sums over the images, from the first to the last                      shared among threads */
 
-enum { BAND_FLOATS = 16384, ROW_VECTORS = 8, SUM_TAPS = 9, SUM_VECTORS = 256 };
+enum { BAND_FLOATS = 8192, LONGEST_COLUMN = 3, TILE_SUMS = 8, AHEAD_FLOATS = 1024, SUM_TAPS = 9, SUM_VECTORS = 256 };
 
 /* A tap of a phase: what it adds to where a row's copy is read, its number, its weight. */
 typedef struct { int64_t place, tap; float w; } plane_tap;
+
+/* A phase's taps, the longest runs first: those of n taps begin at starts[n] and end at starts[n - 1]. */
+typedef struct { int64_t starts[LONGEST_COLUMN + 1]; } plane_runs;
 
 typedef struct {
     int64_t taps, step, run, row;                /* copied rows: remainders, pixels of each, floats in all */
     int64_t bands, rows;                         /* of a plane; copied rows of a band */
     int64_t phases_v, phases_h;
     span h;                                      /* the columns read */
-    int64_t taps_at, ends_at, axes_at, sums_at, line_at, copy_at, worker_bytes;   /* in a thread's memory */
+    int64_t taps_at, runs_at, axes_at, sums_at, line_at, copy_at, worker_bytes;   /* in a thread's memory */
 } depthwise_layout;
 
 /* The positions that outputs o0..o1 read, and perhaps some between or beside them. */
@@ -41,7 +47,7 @@ static depthwise_layout lay_out_planes(const grouped *g)
     const axis *v = &g->v, *h = &g->h;
     depthwise_layout s = { .taps = v->taps * h->taps, .h = read_by(h, 0, h->out) };
     s.step = h->backward ? 1 : h->stride;
-    s.run = ceil_div(s.h.count, s.step);
+    s.run = round_up(ceil_div(s.h.count, s.step), VL);
     s.row = s.step * s.run;
     const int64_t reach = (v->taps - 1) * v->dilation, most = BAND_FLOATS / s.row;
     const int64_t fit = v->backward ? (most - 2) * v->stride - reach : (most - 1 - reach) / v->stride;
@@ -51,7 +57,7 @@ static depthwise_layout lay_out_planes(const grouped *g)
     s.phases_v = v->backward ? v->stride : 1;
     s.phases_h = h->backward ? MIN(h->stride, h->out) : 1;
     s.taps_at = take(&s.worker_bytes, s.taps * (int64_t)sizeof(plane_tap));
-    s.ends_at = take(&s.worker_bytes, (s.phases_v * s.phases_h + 1) * (int64_t)sizeof(int64_t));
+    s.runs_at = take(&s.worker_bytes, s.phases_v * s.phases_h * (int64_t)sizeof(plane_runs));
     s.axes_at = take(&s.worker_bytes, 2 * (v->taps + h->taps) * (int64_t)sizeof(int64_t));
     s.sums_at = take(&s.worker_bytes, (s.taps + 2) * VEC_BYTES);
     s.line_at = take(&s.worker_bytes, s.phases_h * round_up(h->out, VL) * (int64_t)sizeof(float));
@@ -70,32 +76,50 @@ typedef struct {
     const grouped *g;
     const depthwise_layout *s;
     plane_tap *taps;        /* phase by phase */
-    int64_t *ends;          /* phase i's taps are those from ends[i] to ends[i + 1] */
+    plane_runs *runs;       /* of each phase */
     float *sums, *line;     /* of each tap; a row of outputs, phase by phase */
     float *copy;            /* whose padding begins as zeros, and stays so */
 } depthwise_worker;
+
+/* Lists a phase's taps behind those `listed`. Their rows are evenly spaced, so a run takes every `next` one. */
+static plane_runs list_runs(const depthwise_worker *t, const phase *v, const phase *h, int64_t *listed)
+{
+    const depthwise_layout *s = t->s;
+    const int64_t apart = v->taps > 1 ? v->offset[1] - v->offset[0] : 0;
+    const int64_t next = apart && v->in_step % apart == 0 ? v->in_step / apart : v->taps;
+    const int64_t chains = MAX(next, -next); /* the first taps of as many rows are no other's next */
+    plane_runs runs;
+    for (int64_t n = LONGEST_COLUMN; n > 0; n--) {
+        runs.starts[n] = *listed;
+        for (int64_t r = 0; r < v->taps; r++) {
+            const int64_t left = ceil_div(v->taps - r, chains), first = next < 0 ? r - (n - 1) * next : r;
+            if (r / chains % LONGEST_COLUMN != 0 || MIN(left, LONGEST_COLUMN) != n)
+                continue;
+            for (int64_t c = 0; c < h->taps; c++)
+                for (int64_t i = 0; i < n; i++) {
+                    const int64_t row = first + i * next, column = h->offset[c] - s->h.first;
+                    const int64_t place = v->offset[row] * s->row + column % s->step * s->run + column / s->step;
+                    t->taps[(*listed)++] = (plane_tap){ place, v->tap[row] * t->g->h.taps + h->tap[c], 0 };
+                }
+        }
+    }
+    runs.starts[0] = *listed;
+    return runs;
+}
 
 static depthwise_worker start_planes(const grouped *g, const depthwise_layout *s, void *workspace)
 {
     char *own = (char *)own_part(workspace, s->worker_bytes / (int64_t)sizeof(float));
     depthwise_worker t = {
-        .g = g, .s = s, .taps = (plane_tap *)(own + s->taps_at), .ends = (int64_t *)(own + s->ends_at),
+        .g = g, .s = s, .taps = (plane_tap *)(own + s->taps_at), .runs = (plane_runs *)(own + s->runs_at),
         .sums = (float *)(own + s->sums_at), .line = (float *)(own + s->line_at), .copy = (float *)(own + s->copy_at),
     };
-    int64_t *axes = (int64_t *)(own + s->axes_at), *end = t.ends;
-    plane_tap *tap = t.taps;
+    int64_t *axes = (int64_t *)(own + s->axes_at), listed = 0;
     for (int64_t i = 0; i < s->phases_v; i++)
         for (int64_t j = 0; j < s->phases_h; j++) {
             const phase v = axis_phase(&g->v, i, axes), h = axis_phase(&g->h, j, axes + 2 * g->v.taps);
-            *end++ = tap - t.taps;
-            for (int64_t r = 0; r < v.taps; r++)
-                for (int64_t c = 0; c < h.taps; c++) {
-                    const int64_t column = h.offset[c] - s->h.first;
-                    const int64_t place = v.offset[r] * s->row + column % s->step * s->run + column / s->step;
-                    *tap++ = (plane_tap){ place, v.tap[r] * g->h.taps + h.tap[c], 0 };
-                }
+            t.runs[i * s->phases_h + j] = list_runs(&t, &v, &h, &listed);
         }
-    *end = tap - t.taps;
     memset(own + s->copy_at, 0, (size_t)(s->worker_bytes - s->copy_at));
     return t;
 }
@@ -103,9 +127,13 @@ static depthwise_worker start_planes(const grouped *g, const depthwise_layout *s
 static void copy_row(const depthwise_worker *t, const float *from, float *to)
 {
     const depthwise_layout *s = t->s;
-    const int64_t first = MAX(0, s->h.first), end = MIN(t->g->h.in, s->h.first + s->h.count);
+    const int64_t end = MIN(t->g->h.in, s->h.first + s->h.count);
+    int64_t first = MAX(0, s->h.first);
     if (s->step == 1) {
-        copy_floats(to + first - s->h.first, from + first, end - first);
+        for (; first < end; first += VL) {
+            __builtin_prefetch(from + first + AHEAD_FLOATS);
+            store_n(to + first - s->h.first, load_n(from + first, end - first), end - first);
+        }
         return;
     }
     if (s->step == 2) {
@@ -137,62 +165,69 @@ static int64_t copy_band(const depthwise_worker *t, const float *plane, int64_t 
 
 /* Rows of outputs of one phase. */
 typedef struct {
-    const plane_tap *tap, *end;
+    const plane_tap *taps;
+    const plane_runs *runs;
     const float *x;
     float *y;
     int64_t x_row, y_row, rows, width;
     float bias;
 } plane_rows;
 
-/* Some vectors of the first rows, of which n pixels are stored. */
-INLINE void plane_products(const int rows, const int vectors, const plane_rows *p, int64_t n)
+/* A tile: some vectors of some rows, of which n pixels are stored. */
+INLINE void plane_tile(const int rows, const int vectors, const plane_rows *p, const float *x, float *y, int64_t n)
 {
-    vec acc[ROW_VECTORS];
-    UNROLL for (int i = 0; i < rows * vectors; i++)
+    vec acc[TILE_SUMS];
+    UNROLL for (int i = 0; i < rows * vectors; i++) {
         acc[i] = splat(p->bias);
-    for (const plane_tap *tap = p->tap; tap < p->end; tap++) {
-        const vec w = splat(tap->w);
-        UNROLL for (int i = 0; i < rows; i++)
-            UNROLL for (int j = 0; j < vectors; j++)
-                acc[i * vectors + j] = acc[i * vectors + j] + w * load(p->x + tap->place + i * p->x_row + j * VL);
+        __builtin_prefetch(y + (rows + i / vectors) * p->y_row + i % vectors * VL, 1);
     }
+    UNROLL for (int taps = LONGEST_COLUMN; taps > 0; taps--)
+        for (int64_t run = p->runs->starts[taps]; run < p->runs->starts[taps - 1]; run += taps) {
+            const plane_tap *tap = p->taps + run;
+            const float *from = x + tap->place;
+            vec w[LONGEST_COLUMN];
+            UNROLL for (int r = 0; r < taps; r++)
+                w[r] = splat(tap[r].w);
+            UNROLL for (int i = 0; i < rows + taps - 1; i++, from += p->x_row)
+                UNROLL for (int j = 0; j < vectors; j++) {
+                    const vec v = load_once(from + j * VL);
+                    UNROLL for (int r = 0; r < taps; r++)
+                        if (i >= r && i - r < rows)
+                            acc[(i - r) * vectors + j] = acc[(i - r) * vectors + j] + w[r] * v;
+                }
+        }
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
-            store_n(p->y + i * p->y_row + j * VL, acc[i * vectors + j], n - j * VL);
+            store_n(y + i * p->y_row + j * VL, acc[i * vectors + j], n - j * VL);
 }
 
-/* All rows, `at_once` of them at a time where they have few vectors, which fills the multiply-add units. */
-INLINE void plane_blocks(const int at_once, const int vectors, plane_rows p)
+/* The last tile may begin within the one before it, which makes some outputs twice. */
+INLINE void plane_tiles(const int rows, const int vectors, const plane_rows *p)
 {
-    for (; p.rows >= at_once; p.rows -= at_once, p.x += at_once * p.x_row, p.y += at_once * p.y_row)
-        plane_products(at_once, vectors, &p, p.width);
-    for (; at_once > 1 && p.rows > 0; p.rows--, p.x += p.x_row, p.y += p.y_row)
-        plane_products(1, vectors, &p, p.width);
-}
-
-static void make_rows(plane_rows p)
-{
-    for (; p.width > ROW_VECTORS * VL; p.width -= ROW_VECTORS * VL, p.x += ROW_VECTORS * VL, p.y += ROW_VECTORS * VL)
-        for (int64_t i = 0; i < p.rows; i++) {
-            plane_rows row = p;
-            row.x += i * p.x_row;
-            row.y += i * p.y_row;
-            plane_products(1, ROW_VECTORS, &row, ROW_VECTORS * VL);
-        }
-    switch (ceil_div(p.width, VL)) {
-    case 1: plane_blocks(8, 1, p); break;
-    case 2: plane_blocks(4, 2, p); break;
-    case 3: plane_blocks(2, 3, p); break;
-    case 4: plane_blocks(2, 4, p); break;
-    case 5: plane_blocks(1, 5, p); break;
-    case 6: plane_blocks(1, 6, p); break;
-    case 7: plane_blocks(1, 7, p); break;
-    default: plane_blocks(1, 8, p); break;
+    for (int64_t i = 0; i < p->rows; i += rows) {
+        const int64_t row = MIN(i, p->rows - rows);
+        const float *x = p->x + row * p->x_row;
+        float *y = p->y + row * p->y_row;
+        int64_t n = p->width;
+        for (; vectors > 1 && n > VL; n -= vectors * VL, x += vectors * VL, y += vectors * VL)
+            plane_tile(rows, vectors, p, x, y, n);
+        if (n > 0)
+            plane_tile(rows, 1, p, x, y, n);
     }
+}
+
+static void make_rows(const plane_rows *p)
+{
+    if (p->width <= VL && p->rows >= TILE_SUMS)
+        plane_tiles(TILE_SUMS, 1, p);
+    else if (p->rows >= TILE_SUMS / 2)
+        plane_tiles(TILE_SUMS / 2, 2, p);
+    else
+        plane_tiles(1, 2, p);
 }
 
 /* Rows whose pixels are in several phases: the phases one after another, then interleaved. */
-static void make_mixed_rows(const depthwise_worker *t, const int64_t *ends, plane_rows p)
+static void make_mixed_rows(const depthwise_worker *t, plane_rows p)
 {
     const int64_t phases = t->s->phases_h, line = round_up(t->g->h.out, VL), width = p.width, whole = width / phases;
     const int64_t rows = p.rows;
@@ -201,12 +236,12 @@ static void make_mixed_rows(const depthwise_worker *t, const int64_t *ends, plan
     p.rows = 1;
     for (int64_t row = 0; row < rows; row++, p.x += p.x_row, y += p.y_row) {
         for (int64_t i = 0; i < phases; i++) {
-            p.tap = t->taps + ends[i];
-            p.end = t->taps + ends[i + 1];
             p.y = t->line + i * line;
             p.width = ceil_div(width - i, phases);
-            make_rows(p);
+            make_rows(&p);
+            p.runs++;
         }
+        p.runs -= phases;
         if (phases == 2)
             interleave_pairs(t->line, t->line + line, y, whole);
         else
@@ -222,18 +257,17 @@ static void make_band(const depthwise_worker *t, int64_t origin, int64_t o0, int
     const depthwise_layout *s = t->s;
     const axis *v = &t->g->v, *h = &t->g->h;
     for (int64_t o = o0; o < MIN(o1, o0 + s->phases_v); o++) {
-        const int64_t *ends = t->ends + o % s->phases_v * s->phases_h;
         const plane_rows p = {
-            .tap = t->taps + ends[0], .end = t->taps + ends[1], .bias = bias,
+            .taps = t->taps, .runs = t->runs + o % s->phases_v * s->phases_h, .bias = bias,
             .x = t->copy + origin + (v->backward ? o / v->stride : o * v->stride) * s->row,
             .y = y + (o - o0) * h->out,
             .x_row = (v->backward ? 1 : v->stride) * s->row, .y_row = s->phases_v * h->out,
             .rows = ceil_div(o1 - o, s->phases_v), .width = h->out,
         };
         if (s->phases_h == 1)
-            make_rows(p);
+            make_rows(&p);
         else
-            make_mixed_rows(t, ends, p);
+            make_mixed_rows(t, p);
     }
 }
 
@@ -279,76 +313,105 @@ static void depthwise_conv2d_backward_data(const void *desc, void *const *args)
     run_planes(&g, args[0], args[1], args[2], NULL, args[3]);
 }
 
-/* Rows of dy and what some taps multiply them with. */
+/* Rows of dy and what some runs of taps multiply them with. */
 typedef struct {
     const plane_tap *tap;
     const float *x, *dy;
     int64_t x_row, width, rows;
 } plane_pixels;
 
+/* Adds the products of `rows` rows of dy, of which n pixels are left, to each tap's sum and to that of dy. */
+INLINE void add_pixels(const int taps, const int runs, const int rows, const plane_pixels *p, const float *const *x,
+                       const float *dy, int64_t n, vec *acc, vec *all)
+{
+    vec d[2];
+    UNROLL for (int i = 0; i < rows; i++) {
+        __builtin_prefetch(dy + i * p->width + AHEAD_FLOATS);
+        d[i] = load_n(dy + i * p->width, n);
+        *all = *all + d[i];
+    }
+    UNROLL for (int j = 0; j < runs; j++)
+        UNROLL for (int k = 0; k < rows + taps - 1; k++) {
+            const float *from = x[j] + k * p->x_row;
+            const vec v = n >= VL ? load_once(from) : load_n(from, n);
+            UNROLL for (int i = 0; i < rows; i++)
+                if (k >= i && k - i < taps)
+                    acc[j * taps + k - i] = acc[j * taps + k - i] + d[i] * v;
+        }
+}
+
 /* sums[t] += dy * x under tap t, and sum of dy, by lanes. */
 typedef void (*plane_sum_function)(const plane_pixels *p, float *sums, float *sum);
 
-INLINE void plane_sum(const int taps, const plane_pixels *p, float *sums, float *sum)
+INLINE void plane_sum(const int taps, const int runs, const plane_pixels *p, float *sums, float *sum)
 {
-    const float *x[SUM_TAPS], *dy = p->dy;
     vec acc[SUM_TAPS], all = splat(0);
-    UNROLL for (int t = 0; t < taps; t++) {
-        x[t] = p->x + p->tap[t].place;
+    UNROLL for (int t = 0; t < runs * taps; t++)
         acc[t] = splat(0);
-    }
-    for (int64_t row = 0, at = 0; row < p->rows; row++, at += p->x_row, dy += p->width) {
-        int64_t i = 0;
-        for (; i + VL <= p->width; i += VL) {
-            const vec d = load(dy + i);
-            all = all + d;
-            UNROLL for (int t = 0; t < taps; t++)
-                acc[t] = acc[t] + d * load(x[t] + at + i);
-        }
-        if (i < p->width) {
-            const vec d = load_n(dy + i, p->width - i);
-            all = all + d;
-            UNROLL for (int t = 0; t < taps; t++)
-                acc[t] = acc[t] + d * load_n(x[t] + at + i, p->width - i);
+    for (int64_t row = 0; row < p->rows; row += 2) {
+        const float *x[SUM_TAPS], *dy = p->dy + row * p->width;
+        UNROLL for (int j = 0; j < runs; j++)
+            x[j] = p->x + row * p->x_row + p->tap[j * taps].place;
+        const int pair = row + 1 < p->rows;
+        for (int64_t i = 0; i < p->width; i += VL) {
+            if (pair)
+                add_pixels(taps, runs, 2, p, x, dy + i, p->width - i, acc, &all);
+            else
+                add_pixels(taps, runs, 1, p, x, dy + i, p->width - i, acc, &all);
+            UNROLL for (int j = 0; j < runs; j++)
+                x[j] += VL;
         }
     }
     store(sum, load(sum) + all);
-    UNROLL for (int t = 0; t < taps; t++)
+    UNROLL for (int t = 0; t < runs * taps; t++)
         store(sums + t * VL, load(sums + t * VL) + acc[t]);
 }
 
-#define PLANE_SUM(unused, taps)                                                                               \
-    static void plane_sum_##taps(const plane_pixels *p, float *sums, float *sum) { plane_sum(taps, p, sums, sum); }
-#define PLANE_SUM_ENTRY(unused, taps) plane_sum_##taps,
-COUNTS_9(PLANE_SUM, )
-static const plane_sum_function plane_sums[] = { COUNTS_9(PLANE_SUM_ENTRY, ) };
+#define PLANE_SUM(taps, runs)                                                                                 \
+    static void plane_sum_##taps##_##runs(const plane_pixels *p, float *sums, float *sum)                     \
+    {                                                                                                         \
+        plane_sum(taps, runs, p, sums, sum);                                                                  \
+    }
+#define PLANE_SUM_ENTRY(taps, runs) plane_sum_##taps##_##runs,
+COUNTS_9(PLANE_SUM, 1) COUNTS_3(PLANE_SUM, 2) COUNTS_3(PLANE_SUM, 3)
+static const plane_sum_function plane_sums[][SUM_TAPS] = {
+    { COUNTS_9(PLANE_SUM_ENTRY, 1) }, { COUNTS_3(PLANE_SUM_ENTRY, 2) }, { COUNTS_3(PLANE_SUM_ENTRY, 3) },
+};
+
+/* Adds to the worker's sums what some rows of dy give, whose first output is read from x on. */
+static void add_to_sums(const depthwise_worker *t, const float *x, const float *dy, int64_t rows)
+{
+    const grouped *g = t->g;
+    const int64_t *starts = t->runs->starts;
+    float *sum = t->sums + t->s->taps * VL, *again = sum + VL; /* where all calls but the first add the sum of dy */
+    for (int64_t taps = LONGEST_COLUMN; taps > 0; taps--) {
+        const int64_t most = taps == 1 ? SUM_TAPS : SUM_TAPS / LONGEST_COLUMN;
+        for (int64_t first = starts[taps]; first < starts[taps - 1]; first += most * taps) {
+            const int64_t runs = MIN(most, (starts[taps - 1] - first) / taps);
+            const plane_pixels p = { t->taps + first, x, dy, g->v.stride * t->s->row, g->h.out, rows };
+            plane_sums[taps - 1][runs - 1](&p, t->sums + first * VL, first == 0 ? sum : again);
+        }
+    }
+}
 
 /* The plane's part of each tap's gradient, then of the bias's. */
 static void sum_plane(const depthwise_worker *t, const float *in, const float *dy, float *to)
 {
     const grouped *g = t->g;
     const depthwise_layout *s = t->s;
-    const int64_t parts = ceil_div(s->taps, SUM_TAPS), at_once = MAX(1, SUM_VECTORS / ceil_div(g->h.out, VL));
-    float *sum = t->sums + s->taps * VL, *again = sum + VL; /* parts of the taps but the first find it again */
+    const int64_t at_once = 2 * MAX(1, SUM_VECTORS / 2 / ceil_div(g->h.out, VL));
     memset(t->sums, 0, (size_t)((s->taps + 1) * VEC_BYTES));
     for (int64_t band = 0; band < s->bands; band++) {
-        const int64_t end = part_start(g->v.out, band + 1, s->bands);
-        int64_t o = part_start(g->v.out, band, s->bands);
-        const float *x = t->copy + copy_band(t, in, o, end);
-        for (; o < end; o += at_once)
-            for (int64_t part = 0; part < parts; part++) {
-                const int64_t first = part_start(s->taps, part, parts);
-                const plane_pixels p = { t->taps + first, x + o * g->v.stride * s->row, dy + o * g->h.out,
-                                         g->v.stride * s->row, g->h.out, MIN(at_once, end - o) };
-                plane_sums[part_start(s->taps, part + 1, parts) - first - 1](&p, t->sums + first * VL,
-                                                                             part == 0 ? sum : again);
-            }
+        const int64_t first = part_start(g->v.out, band, s->bands), end = part_start(g->v.out, band + 1, s->bands);
+        const float *x = t->copy + copy_band(t, in, first, end);
+        for (int64_t o = first; o < end; o += at_once)
+            add_to_sums(t, x + o * g->v.stride * s->row, dy + o * g->h.out, MIN(at_once, end - o));
     }
     for (int64_t i = 0; i <= s->taps; i++) {
         double total = 0; /* lanes may cancel */
         for (int l = 0; l < VL; l++)
             total += t->sums[i * VL + l];
-        to[i] = (float)total;
+        to[i < s->taps ? t->taps[i].tap : i] = (float)total;
     }
 }
 

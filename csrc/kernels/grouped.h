@@ -382,7 +382,7 @@ static void list_steps(grouped_worker *t, const grouped_task *k, const float *in
 INLINE vec spread_slots(const int slot, const float *x, const int l)
 {
     if (slot == 1)
-        return load(x);
+        return load_once(x);
     if (slot == VL)
         return splat(x[l]);
     return spread_lane(load(x), slot, l);

@@ -241,11 +241,11 @@ INLINE void planar_sums(const int filters, const int n, const int gradient, cons
     for (int64_t i = 0; i < t->terms; i++, from += gradient ? VL : filters) {
         const int64_t at = t->at[i];
         vec a[PLANAR_FILTERS], x[PLANAR_VECTORS];
-        if (filters < n) { /* what is few stays in registers */
+        if (filters < n) { /* what is few stays in registers, and where one is left, each x while it is used */
             UNROLL for (int k = 0; k < filters; k++)
                 a[k] = gradient ? load(from + k * t->a_row) : splat(from[k]);
             UNROLL for (int j = 0; j < n; j++) {
-                x[j] = load(t->x[j] + at);
+                x[j] = filters * n < PLANAR_SUMS ? load_once(t->x[j] + at) : load(t->x[j] + at);
                 UNROLL for (int k = 0; k < filters; k++)
                     acc[k][j] = acc[k][j] + a[k] * x[j];
             }

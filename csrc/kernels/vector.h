@@ -26,6 +26,8 @@ enum { VL = VEC_BYTES / 4, LINE_BYTES = 64 };
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 INLINE vec load(const float *p) { return *(const vec_anywhere *)p; }
+/* For what is used several times: compilers may load it for each use. */
+INLINE vec load_once(const float *p) { return *(const volatile vec_anywhere *)p; }
 INLINE void store(float *p, vec v) { *(vec_anywhere *)p = v; }
 
 /* x - 0 is x to the bit, which x + 0 is not for -0. */
