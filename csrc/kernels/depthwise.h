@@ -17,7 +17,7 @@
  *         for each band: copy; for up to 9 taps, in runs: sum over pairs of rows: dy * neighbours in the copy
  *     dw, db = sums over the images, from the first to the last                      shared among threads */
 
-enum { BAND_FLOATS = 8192, LONGEST_COLUMN = 3, TILE_SUMS = 8, AHEAD_FLOATS = 1024, SUM_TAPS = 9, SUM_VECTORS = 256 };
+enum { BAND_FLOATS = 8192, LONGEST_COLUMN = 3, TILE_SUMS = 8, SUM_TAPS = 9, SUM_VECTORS = 256 };
 
 /* A tap of a phase: what it adds to where a row's copy is read, its number, its weight. */
 typedef struct { int64_t place, tap; float w; } plane_tap;
@@ -130,10 +130,8 @@ static void copy_row(const depthwise_worker *t, const float *from, float *to)
     const int64_t end = MIN(t->g->h.in, s->h.first + s->h.count);
     int64_t first = MAX(0, s->h.first);
     if (s->step == 1) {
-        for (; first < end; first += VL) {
-            __builtin_prefetch(from + first + AHEAD_FLOATS);
-            store_n(to + first - s->h.first, load_n(from + first, end - first), end - first);
-        }
+        for (; first < end; first += VL)
+            store_n(to + first - s->h.first, load_ahead(from + first, end - first), end - first);
         return;
     }
     if (s->step == 2) {
@@ -179,7 +177,7 @@ INLINE void plane_tile(const int rows, const int vectors, const plane_rows *p, c
     vec acc[TILE_SUMS];
     UNROLL for (int i = 0; i < rows * vectors; i++) {
         acc[i] = splat(p->bias);
-        __builtin_prefetch(y + (rows + i / vectors) * p->y_row + i % vectors * VL, 1);
+        call_for_writing(y, (rows + i / vectors) * p->y_row + i % vectors * VL);
     }
     UNROLL for (int taps = LONGEST_COLUMN; taps > 0; taps--)
         for (int64_t run = p->runs->starts[taps]; run < p->runs->starts[taps - 1]; run += taps) {
@@ -326,8 +324,7 @@ INLINE void add_pixels(const int taps, const int runs, const int rows, const pla
 {
     vec d[2];
     UNROLL for (int i = 0; i < rows; i++) {
-        __builtin_prefetch(dy + i * p->width + AHEAD_FLOATS);
-        d[i] = load_n(dy + i * p->width, n);
+        d[i] = load_ahead(dy + i * p->width, n);
         *all = *all + d[i];
     }
     UNROLL for (int j = 0; j < runs; j++)

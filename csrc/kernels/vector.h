@@ -53,6 +53,26 @@ INLINE void store_part_(any_float *p, vec v, int64_t n)
 
 /* The first n lanes (the others zero); n may be VL or more. */
 INLINE vec load_n(const float *p, int64_t n) { return n >= VL ? load(p) : LOAD_PART(p, n); }
+
+/* These call the line of p[at], which may lie outside of the array. */
+INLINE void call_for_reading(const float *p, int64_t at)
+{
+    __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)at * sizeof(float)));
+}
+INLINE void call_for_writing(const float *p, int64_t at)
+{
+    __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)at * sizeof(float)), 1);
+}
+
+/* As load_n, of what a loop reads from end to end: calls what it reads later, since a processor that does so by itself
+ * ends with each page. */
+enum { AHEAD_FLOATS = 1024 };
+INLINE vec load_ahead(const float *p, int64_t n)
+{
+    call_for_reading(p, AHEAD_FLOATS);
+    return load_n(p, n);
+}
+
 INLINE void store_n(float *p, vec v, int64_t n)
 {
     if (n >= VL)
@@ -93,12 +113,6 @@ INLINE void put_n(float *p, vec v, int64_t n, int past)
         STREAM(p, v);
     else
         store_n(p, v, n);
-}
-
-/* Calls the line of p[at], which may lie outside of the array. */
-INLINE void call_for_writing(const float *p, int64_t at)
-{
-    __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)at * sizeof(float)), 1);
 }
 
 INLINE ivec load_int_n(const int32_t *p, int64_t n) { return (ivec)load_n((const float *)p, n); }
