@@ -131,7 +131,7 @@ static void copy_row(const depthwise_worker *t, const float *from, float *to)
     int64_t first = MAX(0, s->h.first);
     if (s->step == 1) {
         for (; first < end; first += VL)
-            store_n(to + first - s->h.first, load_ahead(from + first, end - first), end - first);
+            store_n(to + first - s->h.first, get_n(from + first, end - first, 1), end - first);
         return;
     }
     if (s->step == 2) {
@@ -318,23 +318,33 @@ typedef struct {
     int64_t x_row, width, rows;
 } plane_pixels;
 
-/* Adds the products of `rows` rows of dy, of which n pixels are left, to each tap's sum and to that of dy. */
+/* Adds the products of n pixels, from i on, of `rows` rows of dy to each tap's sum and to that of dy. */
 INLINE void add_pixels(const int taps, const int runs, const int rows, const plane_pixels *p, const float *const *x,
-                       const float *dy, int64_t n, vec *acc, vec *all)
+                       const float *dy, int64_t i, int64_t n, vec *acc, vec *all)
 {
     vec d[2];
-    UNROLL for (int i = 0; i < rows; i++) {
-        d[i] = load_ahead(dy + i * p->width, n);
-        *all = *all + d[i];
+    UNROLL for (int row = 0; row < rows; row++) {
+        d[row] = get_n(dy + row * p->width + i, n, 1);
+        *all = *all + d[row];
     }
     UNROLL for (int j = 0; j < runs; j++)
         UNROLL for (int k = 0; k < rows + taps - 1; k++) {
-            const float *from = x[j] + k * p->x_row;
+            const float *from = x[j] + k * p->x_row + i;
             const vec v = n >= VL ? load_once(from) : load_n(from, n);
-            UNROLL for (int i = 0; i < rows; i++)
-                if (k >= i && k - i < taps)
-                    acc[j * taps + k - i] = acc[j * taps + k - i] + d[i] * v;
+            UNROLL for (int row = 0; row < rows; row++)
+                if (k >= row && k - row < taps)
+                    acc[j * taps + k - row] = acc[j * taps + k - row] + d[row] * v;
         }
+}
+
+INLINE void add_rows(const int taps, const int runs, const int rows, const plane_pixels *p, const float *const *x,
+                     const float *dy, vec *acc, vec *all)
+{
+    int64_t i = 0;
+    for (; i + VL <= p->width; i += VL)
+        add_pixels(taps, runs, rows, p, x, dy, i, VL, acc, all);
+    if (i < p->width)
+        add_pixels(taps, runs, rows, p, x, dy, i, p->width - i, acc, all);
 }
 
 /* sums[t] += dy * x under tap t, and sum of dy, by lanes. */
@@ -349,15 +359,10 @@ INLINE void plane_sum(const int taps, const int runs, const plane_pixels *p, flo
         const float *x[SUM_TAPS], *dy = p->dy + row * p->width;
         UNROLL for (int j = 0; j < runs; j++)
             x[j] = p->x + row * p->x_row + p->tap[j * taps].place;
-        const int pair = row + 1 < p->rows;
-        for (int64_t i = 0; i < p->width; i += VL) {
-            if (pair)
-                add_pixels(taps, runs, 2, p, x, dy + i, p->width - i, acc, &all);
-            else
-                add_pixels(taps, runs, 1, p, x, dy + i, p->width - i, acc, &all);
-            UNROLL for (int j = 0; j < runs; j++)
-                x[j] += VL;
-        }
+        if (row + 1 < p->rows)
+            add_rows(taps, runs, 2, p, x, dy, acc, &all);
+        else
+            add_rows(taps, runs, 1, p, x, dy, acc, &all);
     }
     store(sum, load(sum) + all);
     UNROLL for (int t = 0; t < runs * taps; t++)

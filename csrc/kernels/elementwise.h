@@ -51,7 +51,7 @@ INLINE vec gelu_slope(vec x)
     {                                                                                                         \
         int64_t i = 0;                                                                                        \
         for (; i + VL <= size; i += VL)                                                                       \
-            put_n(y + i, name##_of(load_ahead(x + i, VL), alpha), VL, past);                                  \
+            put_n(y + i, name##_of(get_n(x + i, VL, past), alpha), VL, past);                                 \
         if (i < size)                                                                                         \
             store_n(y + i, name##_of(load_n(x + i, size - i), alpha), size - i);                              \
     }                                                                                                         \
@@ -60,7 +60,7 @@ INLINE vec gelu_slope(vec x)
     {                                                                                                         \
         int64_t i = 0;                                                                                        \
         for (; i + VL <= size; i += VL)                                                                       \
-            put_n(dx + i, name##_gradient(load_ahead(dy + i, VL), load_ahead(x + i, VL), alpha), VL, past);   \
+            put_n(dx + i, name##_gradient(get_n(dy + i, VL, past), get_n(x + i, VL, past), alpha), VL, past); \
         if (i < size)                                                                                         \
             store_n(dx + i, name##_gradient(load_n(dy + i, size - i), load_n(x + i, size - i), alpha), size - i); \
     }
@@ -111,7 +111,7 @@ INLINE void combine(float *out, const float *a, const float *b, int64_t size, ve
         const int64_t end = MIN(size, first + ELEMENT_BLOCK);
         int64_t i = first;
         for (; i + VL <= end; i += VL)
-            put_n(out + i, f(load_ahead(a + i, VL), load_ahead(b + i, VL)), VL, past);
+            put_n(out + i, f(get_n(a + i, VL, past), get_n(b + i, VL, past)), VL, past);
         if (i < end)
             store_n(out + i, f(load_n(a + i, end - i), load_n(b + i, end - i)), end - i);
     }

@@ -203,9 +203,9 @@ INLINE void prefetch_sources(const float *from, int64_t offset, int64_t from_row
         call_for_reading(from, offset + i * from_row);
 }
 
-/* rows, columns >= 4; `wide` says that the matrix has more columns than rows, `from_afar` that it lies in memory. */
+/* rows, columns >= 4; `wide` says that the matrix has more columns than rows, `far` that it lies in memory. */
 INLINE void transpose_block(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
-                            int64_t columns, int wide, int from_afar)
+                            int64_t columns, int wide, int far)
 {
     const int64_t whole_rows = rows / TILE_SIDE * TILE_SIDE, whole_columns = columns / TILE_SIDE * TILE_SIDE;
     const int64_t short_end = wide ? whole_rows : whole_columns, long_end = wide ? whole_columns : whole_rows;
@@ -216,7 +216,7 @@ INLINE void transpose_block(const float *from, int64_t from_row, float *to, int6
             const int64_t next_a = is_last ? 0 : a + TILE_SIDE, next_b = is_last ? b + long_end : b;
             const int64_t next_i = wide ? next_a : next_b, next_j = wide ? next_b : next_a;
             prefetch_rows(to, next_j * to_row + next_i, to_row);
-            if (from_afar)
+            if (far)
                 prefetch_sources(from, next_i * from_row + next_j, from_row);
             transpose_tile(from + i * from_row + j, from_row, to + j * to_row + i, to_row, wide);
         }
@@ -314,7 +314,7 @@ INLINE void split(const float *restrict from, float *restrict to, int64_t stride
 
 /* A block of a matrix: rows i..i+m-1 and columns j..j+n-1. */
 static void transpose_part(const pycnn_transpose *d, const float *in, float *out, int64_t i, int64_t j, int64_t m,
-                           int64_t n, int from_afar)
+                           int64_t n, int far)
 {
     const float *from = in + i * d->columns + j;
     float *to = out + j * d->rows + i;
@@ -329,9 +329,9 @@ static void transpose_part(const pycnn_transpose *d, const float *in, float *out
     else if (d->rows == 1 || d->columns == 1)
         memcpy(to, from, sizeof(float) * (size_t)(m * n));
     else if (d->columns > d->rows)
-        transpose_block(from, d->columns, to, d->rows, m, n, 1, from_afar);
+        transpose_block(from, d->columns, to, d->rows, m, n, 1, far);
     else
-        transpose_block(from, d->columns, to, d->rows, m, n, 0, from_afar);
+        transpose_block(from, d->columns, to, d->rows, m, n, 0, far);
 }
 
 /* Blocks of `side` along `size`; the last one is longer by what remains. */
@@ -351,7 +351,7 @@ static void transpose(const void *desc, void *const *args)
     const int64_t column_side = d->rows < THIN ? COPY_BLOCK : wide ? LONG_SIDE : SHORT_SIDE;
     const int64_t row_blocks = blocks_of(d->rows, row_side), column_blocks = blocks_of(d->columns, column_side);
     const int64_t blocks = row_blocks * column_blocks, size = d->rows * d->columns;
-    const int from_afar = moves_much(2 * d->n * size);
+    const int far = moves_much(2 * d->n * size);
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < d->n * blocks; task++) {
         const int64_t matrix = task / blocks, block = task % blocks;
@@ -359,7 +359,7 @@ static void transpose(const void *desc, void *const *args)
         const int64_t column = wide ? block / row_blocks : block % column_blocks;
         const int64_t i = row * row_side, j = column * column_side;
         transpose_part(d, in + matrix * size, out + matrix * size, i, j, block_end(d->rows, row_side, row) - i,
-                       block_end(d->columns, column_side, column) - j, from_afar);
+                       block_end(d->columns, column_side, column) - j, far);
     }
 }
 

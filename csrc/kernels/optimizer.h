@@ -11,6 +11,7 @@ typedef struct {
     float *w, *slot[3];
     const float *g;
     float rate, factor, correction_1, correction_2;
+    int far; /* whether the arrays come from memory */
 } update;
 
 /* args: w, as many slots as are told, gradient, state. */
@@ -20,10 +21,13 @@ INLINE update read_update(const void *desc, void *const *args, const int slots)
     update u = { .d = *(const pycnn_update *)desc, .w = args[0], .g = args[slots + 1], .rate = state[LEARNING_RATE],
                  .factor = state[GRADIENT_FACTOR], .correction_1 = state[CORRECTION_1],
                  .correction_2 = state[CORRECTION_2] };
+    u.far = moves_much(2 * (slots + 1) * u.d.size);
     for (int i = 0; i < slots; i++)
         u.slot[i] = args[1 + i];
     return u;
 }
+
+INLINE vec get(const update *u, const float *p, int64_t i, int64_t n) { return get_n(p + i, n, u->far); }
 
 /* f, which updates weights i..i + n - 1 of a vector, over all of them. */
 INLINE void run_update(const void *desc, void *const *args, const int slots,
@@ -44,7 +48,7 @@ INLINE void run_update(const void *desc, void *const *args, const int slots,
 /* The gradient after clipping, plus the weight decay. */
 INLINE vec used_gradient(const update *u, int64_t i, vec w, int64_t n)
 {
-    vec gradient = load_ahead(u->g + i, n) * u->factor;
+    vec gradient = get(u, u->g, i, n) * u->factor;
     const vec limit = splat(u->d.clip_value);
     gradient = where(gradient > limit, limit, where(gradient < -limit, -limit, gradient));
     return gradient + u->d.weight_decay * w;
@@ -55,7 +59,7 @@ INLINE vec with_momentum(const update *u, float *slot, int64_t i, vec step, int6
 {
     if (!slot)
         return step;
-    const vec v = u->d.momentum * load_ahead(slot + i, n) + step;
+    const vec v = u->d.momentum * get(u, slot, i, n) + step;
     store_n(slot + i, v, n);
     return v;
 }
@@ -63,7 +67,7 @@ INLINE vec with_momentum(const update *u, float *slot, int64_t i, vec step, int6
 /* velocity = momentum velocity + g;  w -= lr velocity, or with Nesterov lr (g + momentum velocity). */
 INLINE void update_by_sgd(const update *u, int64_t i, int64_t n)
 {
-    const vec w = load_ahead(u->w + i, n), g = used_gradient(u, i, w, n), v = with_momentum(u, u->slot[0], i, g, n);
+    const vec w = get(u, u->w, i, n), g = used_gradient(u, i, w, n), v = with_momentum(u, u->slot[0], i, g, n);
     const vec step = u->slot[0] && u->d.nesterov ? g + u->d.momentum * v : v;
     store_n(u->w + i, w - u->rate * step, n);
 }
@@ -82,9 +86,9 @@ INLINE void update_by_adam(const update *u, int64_t i, int64_t n)
 {
     float *first = u->slot[0], *second = u->slot[1];
     const float rate = u->rate / u->correction_1, kept = 1.0f - u->rate * u->d.decoupled_decay;
-    const vec w = load_ahead(u->w + i, n), g = used_gradient(u, i, w, n);
-    const vec m = u->d.beta1 * load_ahead(first + i, n) + u->d.rest1 * g;
-    const vec v = u->d.beta2 * load_ahead(second + i, n) + u->d.rest2 * g * g;
+    const vec w = get(u, u->w, i, n), g = used_gradient(u, i, w, n);
+    const vec m = u->d.beta1 * get(u, first, i, n) + u->d.rest1 * g;
+    const vec v = u->d.beta2 * get(u, second, i, n) + u->d.rest2 * g * g;
     store_n(first + i, m, n);
     store_n(second + i, v, n);
     store_n(u->w + i, kept * w - rate * m / (vec_sqrt(v) / u->correction_2 + u->d.eps), n);
@@ -98,12 +102,12 @@ static void adam(const void *desc, void *const *args) { run_update(desc, args, 2
 INLINE void update_by_rmsprop(const update *u, int64_t i, int64_t n)
 {
     float *squares = u->slot[0], *means = u->slot[1];
-    const vec w = load_ahead(u->w + i, n), g = used_gradient(u, i, w, n);
-    const vec s = u->d.beta2 * load_ahead(squares + i, n) + u->d.rest2 * g * g;
+    const vec w = get(u, u->w, i, n), g = used_gradient(u, i, w, n);
+    const vec s = u->d.beta2 * get(u, squares, i, n) + u->d.rest2 * g * g;
     vec variance = s;
     store_n(squares + i, s, n);
     if (means) {
-        const vec old = load_ahead(means + i, n), m = old + u->d.rest2 * (g - old);
+        const vec old = get(u, means, i, n), m = old + u->d.rest2 * (g - old);
         store_n(means + i, m, n);
         variance = vec_max(s - m * m, splat(0)); /* rounding may take it below */
     }
@@ -117,7 +121,7 @@ static void rmsprop(const void *desc, void *const *args) { run_update(desc, args
 /* s += g^2;  v = momentum v + lr g / (sqrt(s) + eps);  w -= v. */
 INLINE void update_by_adagrad(const update *u, int64_t i, int64_t n)
 {
-    const vec w = load_ahead(u->w + i, n), g = used_gradient(u, i, w, n), s = load_ahead(u->slot[0] + i, n) + g * g;
+    const vec w = get(u, u->w, i, n), g = used_gradient(u, i, w, n), s = get(u, u->slot[0], i, n) + g * g;
     store_n(u->slot[0] + i, s, n);
     const vec step = with_momentum(u, u->slot[1], i, u->rate * g / (vec_sqrt(s) + u->d.eps), n);
     store_n(u->w + i, w - step, n);

@@ -64,12 +64,13 @@ INLINE void call_for_writing(const float *p, int64_t at)
     __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)at * sizeof(float)), 1);
 }
 
-/* As load_n, of what a loop reads from end to end: calls what it reads later, since a processor that does so by itself
- * ends with each page. */
+/* As load_n; where a loop reads an array from memory (`far`), what it reads later is called: a processor that does so
+ * by itself ends with each page. */
 enum { AHEAD_FLOATS = 1024 };
-INLINE vec load_ahead(const float *p, int64_t n)
+INLINE vec get_n(const float *p, int64_t n, int far)
 {
-    call_for_reading(p, AHEAD_FLOATS);
+    if (far)
+        call_for_reading(p, AHEAD_FLOATS);
     return load_n(p, n);
 }
 
