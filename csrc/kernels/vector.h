@@ -26,9 +26,17 @@ enum { VL = VEC_BYTES / 4, LINE_BYTES = 64 };
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 INLINE vec load(const float *p) { return *(const vec_anywhere *)p; }
-/* For what is used several times: compilers may load it for each use. */
-INLINE vec load_once(const float *p) { return *(const volatile vec_anywhere *)p; }
 INLINE void store(float *p, vec v) { *(vec_anywhere *)p = v; }
+
+/* For what is used several times, which compilers for x86 may load again as an operand of each use. */
+INLINE vec load_once(const float *p)
+{
+    vec v = load(p);
+#ifdef __x86_64__
+    __asm__("" : "+v"(v));
+#endif
+    return v;
+}
 
 /* x - 0 is x to the bit, which x + 0 is not for -0. */
 INLINE vec splat(float x) { return x - (vec){ 0 }; }
