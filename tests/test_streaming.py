@@ -123,7 +123,18 @@ def by_rows(kernel, columns):
     return build, inputs, (rows, columns)
 
 
+def transposition(rows, columns):
+    n = 2 * FLOATS // (rows * columns) + 1
+
+    def build(b):
+        calls.transpose(b, n, rows, columns, b.external("out"), b.external("x"))
+
+    return build, {"x": normal((n, rows, columns))}, (n, columns, rows)
+
+
 CASES = {
+    "transposition of few rows": lambda: transposition(48, 323),
+    "transposition of many rows": lambda: transposition(400, 71),
     "relu": lambda: activation("relu", ["x"]),
     "relu backward": lambda: activation("relu", ["dy", "x", "y"]),
     "tanh backward": lambda: activation("tanh", ["dy", "x", "y"]),

@@ -188,6 +188,20 @@ INLINE void transpose_tile(const float *from, int64_t from_row, float *to, int64
         }
 }
 
+/* The same of 16 rows and 4 columns or more past the caches, line by line; `to` begins at a line, and so do its rows. */
+INLINE void stream_tile(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t columns)
+{
+    for (int64_t j = 0; j < columns; j += 4) {
+        const int64_t first = MIN(j, columns - 4);
+        vec v[TILE_SIDE / VL][4];
+        UNROLL for (int i = 0; i < TILE_SIDE / VL; i++)
+            load_turned(from + i * VL * from_row + first, from_row, v[i]);
+        UNROLL for (int k = 0; k < 4; k++)
+            UNROLL for (int i = 0; i < TILE_SIDE / VL; i++)
+                STREAM(to + (first + k) * to_row + i * VL, v[i][k]);
+    }
+}
+
 /* Calls what a tile will write, at `offset`, which may lie outside of the array: its lines are more than a processor
  * sees coming, and a line is fetched before a part of it is written. */
 INLINE void prefetch_rows(const float *to, int64_t offset, int64_t to_row)
@@ -203,9 +217,10 @@ INLINE void prefetch_sources(const float *from, int64_t offset, int64_t from_row
         call_for_reading(from, offset + i * from_row);
 }
 
-/* rows, columns >= 4; `wide` says that the matrix has more columns than rows, `far` that it lies in memory. */
+/* rows, columns >= 4; `wide` says that the matrix has more columns than rows, `far` that it lies in memory, `past` that
+ * its transpose goes there, which then has whole lines of rows. */
 INLINE void transpose_block(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows,
-                            int64_t columns, int wide, int far)
+                            int64_t columns, int wide, int far, int past)
 {
     const int64_t whole_rows = rows / TILE_SIDE * TILE_SIDE, whole_columns = columns / TILE_SIDE * TILE_SIDE;
     const int64_t short_end = wide ? whole_rows : whole_columns, long_end = wide ? whole_columns : whole_rows;
@@ -215,9 +230,13 @@ INLINE void transpose_block(const float *from, int64_t from_row, float *to, int6
             const int is_last = a + TILE_SIDE >= short_end; /* the next block follows along the longer side */
             const int64_t next_a = is_last ? 0 : a + TILE_SIDE, next_b = is_last ? b + long_end : b;
             const int64_t next_i = wide ? next_a : next_b, next_j = wide ? next_b : next_a;
-            prefetch_rows(to, next_j * to_row + next_i, to_row);
             if (far)
                 prefetch_sources(from, next_i * from_row + next_j, from_row);
+            if (past) {
+                stream_tile(from + i * from_row + j, from_row, to + j * to_row + i, to_row, TILE_SIDE);
+                continue;
+            }
+            prefetch_rows(to, next_j * to_row + next_i, to_row);
             transpose_tile(from + i * from_row + j, from_row, to + j * to_row + i, to_row, wide);
         }
     if (whole_rows < rows) {
@@ -226,7 +245,10 @@ INLINE void transpose_block(const float *from, int64_t from_row, float *to, int6
     }
     if (whole_columns < columns) {
         const int64_t j = MIN(whole_columns, columns - 4);
-        transpose_small(from + j, from_row, to + j * to_row, to_row, rows, columns - j, 4);
+        for (int64_t i = 0; past && i < rows; i += TILE_SIDE)
+            stream_tile(from + i * from_row + j, from_row, to + j * to_row + i, to_row, columns - j);
+        if (!past)
+            transpose_small(from + j, from_row, to + j * to_row, to_row, rows, columns - j, 4);
     }
 }
 
@@ -240,7 +262,7 @@ static void store_planes(const float *from, int64_t from_row, float *out, int64_
         float *to = out + (image * all + channel) * plane + pixel;
         run = MIN(pixels - i, plane - pixel);
         if (run >= 4 && channels >= 4)
-            transpose_block(from + i * from_row, from_row, to, plane, run, channels, 0, 0);
+            transpose_block(from + i * from_row, from_row, to, plane, run, channels, 0, 0, 0);
         else
             transpose_matrix(from + i * from_row, from_row, to, plane, run, channels);
     }
@@ -314,7 +336,7 @@ INLINE void split(const float *restrict from, float *restrict to, int64_t stride
 
 /* A block of a matrix: rows i..i+m-1 and columns j..j+n-1. */
 static void transpose_part(const pycnn_transpose *d, const float *in, float *out, int64_t i, int64_t j, int64_t m,
-                           int64_t n, int far)
+                           int64_t n, int far, int past)
 {
     const float *from = in + i * d->columns + j;
     float *to = out + j * d->rows + i;
@@ -329,9 +351,9 @@ static void transpose_part(const pycnn_transpose *d, const float *in, float *out
     else if (d->rows == 1 || d->columns == 1)
         memcpy(to, from, sizeof(float) * (size_t)(m * n));
     else if (d->columns > d->rows)
-        transpose_block(from, d->columns, to, d->rows, m, n, 1, far);
+        transpose_block(from, d->columns, to, d->rows, m, n, 1, far, past);
     else
-        transpose_block(from, d->columns, to, d->rows, m, n, 0, far);
+        transpose_block(from, d->columns, to, d->rows, m, n, 0, far, past);
 }
 
 /* Blocks of `side` along `size`; the last one is longer by what remains. */
@@ -339,6 +361,14 @@ INLINE int64_t blocks_of(int64_t size, int64_t side) { return MAX(1, size / side
 INLINE int64_t block_end(int64_t size, int64_t side, int64_t i)
 {
     return i + 1 == blocks_of(size, side) ? size : (i + 1) * side;
+}
+
+/* Whether whole lines are written past the caches. The next kernel reads them, so only where the transpose by itself is
+ * more than a last cache holds; and not where each line of a tile lies in a page of its own, which was slower. */
+static int goes_past(const pycnn_transpose *d, const float *out)
+{
+    return moves_much(d->n * d->rows * d->columns / 2) && d->rows % TILE_SIDE == 0 && d->rows <= PAGE_FLOATS &&
+           (uintptr_t)out % LINE_BYTES == 0;
 }
 
 static void transpose(const void *desc, void *const *args)
@@ -352,15 +382,17 @@ static void transpose(const void *desc, void *const *args)
     const int64_t row_blocks = blocks_of(d->rows, row_side), column_blocks = blocks_of(d->columns, column_side);
     const int64_t blocks = row_blocks * column_blocks, size = d->rows * d->columns;
     const int far = moves_much(2 * d->n * size);
-#pragma omp for schedule(static)
+    const int past = goes_past(d, out);
+#pragma omp for schedule(static) nowait
     for (int64_t task = 0; task < d->n * blocks; task++) {
         const int64_t matrix = task / blocks, block = task % blocks;
         const int64_t row = wide ? block % row_blocks : block / column_blocks;
         const int64_t column = wide ? block / row_blocks : block % column_blocks;
         const int64_t i = row * row_side, j = column * column_side;
         transpose_part(d, in + matrix * size, out + matrix * size, i, j, block_end(d->rows, row_side, row) - i,
-                       block_end(d->columns, column_side, column) - j, far);
+                       block_end(d->columns, column_side, column) - j, far, past);
     }
+    end_stream(past);
 }
 
 static void copy(const void *desc, void *const *args)

@@ -257,12 +257,12 @@ INLINE double entropy_of_lanes(const entropy *e, int64_t row, const int vectors,
     UNROLL for (int v = 0; v < vectors; v++) {
         const vec weight = e->weights ? load(e->weights + row + v * VL) : splat(1);
         const vec losses = weight * (vec_log_from_1(s.sum[v]) + (s.highest[v] - load(at_label + v * VL)));
-        const vec scale = weight / (float)e->rows / s.sum[v];
+        const vec share = weight * (1.0f / (float)e->rows), scale = share / s.sum[v];
         const ivec label = load_int_n(labels + v * VL, VL);
         for (int64_t c = 0; c < e->columns; c++) {
             float *at = p + (c * vectors + v) * VL;
-            const vec subtracted = (vec)((ivec)s.sum[v] & (label == (int32_t)c));
-            store(at, (load(at) - subtracted) * scale);
+            const vec subtracted = (vec)((ivec)share & (label == (int32_t)c));
+            store(at, load(at) * scale - subtracted);
         }
         loss += VL * (double)lane_sum(losses * (1.0f / VL)); /* a sum may be beyond single precision */
     }
