@@ -12,13 +12,13 @@ enum { ELEMENT_BLOCK = 4096, SCALE_STRIP = 4 };
     A(elu, where(x <= 0.0f, alpha * vec_expm1_negative(x), x), where(x <= 0.0f, dy * alpha * vec_exp_negative(x), dy)) \
     A(gelu, gelu_value(x), dy * gelu_slope(x))                                                                \
     A(silu, x * vec_sigmoid(x), dy * vec_sigmoid(x) * (1.0f + x * (1.0f - vec_sigmoid(x))))                   \
-    A(hard_swish, x * hard_gate(x), where(x <= -3.0f, splat(0), where(x < 3.0f, dy * (x / 3.0f + 0.5f), dy)))
+    A(hard_swish, x * hard_gate(x), where(x <= -3.0f, splat(0), where(x < 3.0f, dy * (x * (1 / 3.0f) + 0.5f), dy)))
 
 /* min(max(x + 3, 0), 6) / 6 */
 INLINE vec hard_gate(vec x)
 {
     const vec gate = where(x <= -3.0f, splat(0), x + 3.0f);
-    return where(gate > 6.0f, splat(6), gate) / 6.0f;
+    return where(gate > 6.0f, splat(6), gate) * (1 / 6.0f);
 }
 
 /* x F(x) with the normal distribution function F(x) = 1 - F(-x); of infinity, which times 0 would be NaN, as of 14. */
