@@ -14,10 +14,10 @@
  * they are made one after another and interleaved. Backward-weights runs over the same copies:
  *
  *     for each plane of an image:                                                    shared among threads
- *         for each band: copy; for up to 9 taps, in runs: sum over pairs of rows: dy * neighbours in the copy
+ *         for each band: copy; for up to 3 runs of taps: sum over pairs of rows: dy * neighbours in the copy
  *     dw, db = sums over the images, from the first to the last                      shared among threads */
 
-enum { BAND_FLOATS = 8192, LONGEST_COLUMN = 3, TILE_SUMS = 8, SUM_TAPS = 9, SUM_VECTORS = 256 };
+enum { BAND_FLOATS = 8192, LONGEST_COLUMN = 3, TILE_SUMS = 8, RUNS_AT_ONCE = 3, SUM_VECTORS = 256 };
 
 /* A tap of a phase: what it adds to where a row's copy is read, its number, its weight. */
 typedef struct { int64_t place, tap; float w; } plane_tap;
@@ -330,7 +330,7 @@ INLINE void add_pixels(const int taps, const int runs, const int rows, const pla
     UNROLL for (int j = 0; j < runs; j++)
         UNROLL for (int k = 0; k < rows + taps - 1; k++) {
             const float *from = x[j] + k * p->x_row + i;
-            const vec v = n >= VL ? load_once(from) : load_n(from, n);
+            const vec read = load_once(from), v = n >= VL ? read : (vec)((ivec)read & lanes_below(n));
             UNROLL for (int row = 0; row < rows; row++)
                 if (k >= row && k - row < taps)
                     acc[j * taps + k - row] = acc[j * taps + k - row] + d[row] * v;
@@ -352,11 +352,11 @@ typedef void (*plane_sum_function)(const plane_pixels *p, float *sums, float *su
 
 INLINE void plane_sum(const int taps, const int runs, const plane_pixels *p, float *sums, float *sum)
 {
-    vec acc[SUM_TAPS], all = splat(0);
+    vec acc[RUNS_AT_ONCE * LONGEST_COLUMN], all = splat(0);
     UNROLL for (int t = 0; t < runs * taps; t++)
         acc[t] = splat(0);
     for (int64_t row = 0; row < p->rows; row += 2) {
-        const float *x[SUM_TAPS], *dy = p->dy + row * p->width;
+        const float *x[RUNS_AT_ONCE], *dy = p->dy + row * p->width;
         UNROLL for (int j = 0; j < runs; j++)
             x[j] = p->x + row * p->x_row + p->tap[j * taps].place;
         if (row + 1 < p->rows)
@@ -375,9 +375,9 @@ INLINE void plane_sum(const int taps, const int runs, const plane_pixels *p, flo
         plane_sum(taps, runs, p, sums, sum);                                                                  \
     }
 #define PLANE_SUM_ENTRY(taps, runs) plane_sum_##taps##_##runs,
-COUNTS_9(PLANE_SUM, 1) COUNTS_3(PLANE_SUM, 2) COUNTS_3(PLANE_SUM, 3)
-static const plane_sum_function plane_sums[][SUM_TAPS] = {
-    { COUNTS_9(PLANE_SUM_ENTRY, 1) }, { COUNTS_3(PLANE_SUM_ENTRY, 2) }, { COUNTS_3(PLANE_SUM_ENTRY, 3) },
+COUNTS_3(PLANE_SUM, 1) COUNTS_3(PLANE_SUM, 2) COUNTS_3(PLANE_SUM, 3)
+static const plane_sum_function plane_sums[][RUNS_AT_ONCE] = {
+    { COUNTS_3(PLANE_SUM_ENTRY, 1) }, { COUNTS_3(PLANE_SUM_ENTRY, 2) }, { COUNTS_3(PLANE_SUM_ENTRY, 3) },
 };
 
 /* Adds to the worker's sums what some rows of dy give, whose first output is read from x on. */
@@ -387,9 +387,8 @@ static void add_to_sums(const depthwise_worker *t, const float *x, const float *
     const int64_t *starts = t->runs->starts;
     float *sum = t->sums + t->s->taps * VL, *again = sum + VL; /* where all calls but the first add the sum of dy */
     for (int64_t taps = LONGEST_COLUMN; taps > 0; taps--) {
-        const int64_t most = taps == 1 ? SUM_TAPS : SUM_TAPS / LONGEST_COLUMN;
-        for (int64_t first = starts[taps]; first < starts[taps - 1]; first += most * taps) {
-            const int64_t runs = MIN(most, (starts[taps - 1] - first) / taps);
+        for (int64_t first = starts[taps]; first < starts[taps - 1]; first += RUNS_AT_ONCE * taps) {
+            const int64_t runs = MIN(RUNS_AT_ONCE, (starts[taps - 1] - first) / taps);
             const plane_pixels p = { t->taps + first, x, dy, g->v.stride * t->s->row, g->h.out, rows };
             plane_sums[taps - 1][runs - 1](&p, t->sums + first * VL, first == 0 ? sum : again);
         }
