@@ -1,6 +1,7 @@
 """Outputs beyond the caches are streamed, where they begin at a vector's multiple or by rows: to the same bits as plain
 stores."""
 
+import math
 import re
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def planar_batch_norm(backward):
     return build, inputs, shape
 
 
+def pool(kernel, out="y"):
+    """`out`: which of the kernel's results is compared."""
+    shape = images(COLUMNS, 60, FLOATS)
+    g = shapes.pool2d("max_pool2d", shape, 3, stride=2, padding=1)
+    results = ["y", "argmax"] if kernel == "max_pool2d" else ["y"]
+
+    def build(b):
+        args = [b.external("out") if name == out else b.arena(math.prod(g.y_shape)) for name in results]
+        calls.pool2d(b, kernel, g, [*args, b.external("x")])
+
+    return build, {"x": normal((shape[0], 60, 60, COLUMNS))}, (shape[0], *g.y_shape[2:], COLUMNS)
+
+
 def pool_backward(kernel, window=3, padding=1):
     shape = images(COLUMNS, 60, FLOATS)
     g = shapes.pool2d("max_pool2d", shape, window, stride=2, padding=padding)
@@ -143,6 +157,9 @@ CASES = {
     "batch norm backward": lambda: batch_norm(True),
     "batch norm of planes": lambda: planar_batch_norm(False),
     "batch norm of planes backward": lambda: planar_batch_norm(True),
+    "max pool": lambda: pool("max_pool2d"),
+    "places of max pool": lambda: pool("max_pool2d", "argmax"),
+    "average pool": lambda: pool("avg_pool2d"),
     "max pool backward": lambda: pool_backward("max_pool2d_backward"),
     "average pool backward": lambda: pool_backward("avg_pool2d_backward"),
     "max pool backward by cells": lambda: pool_backward("max_pool2d_backward", 2, 0),

@@ -19,6 +19,14 @@
 
 #define LOAD_PART(p, n) ((vec)_mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), p))
 #define STORE_PART(p, v, n) _mm512_mask_storeu_ps(p, (__mmask16)((1u << (n)) - 1), (__m512)(v))
+/* Twice a masked move where GCC makes two pairs of exclusive ors of `where`. */
+#define TAKE_GREATER(best, at_best, v, at)                                                                    \
+    do {                                                                                                      \
+        const __mmask16 takes = _mm512_cmp_ps_mask((__m512)(v), (__m512)(best), _CMP_GT_OQ) |                 \
+                                _mm512_cmp_ps_mask((__m512)(v), (__m512)(v), _CMP_UNORD_Q);                   \
+        best = (vec)_mm512_mask_mov_ps((__m512)(best), takes, (__m512)(v));                                   \
+        at_best = (ivec)_mm512_mask_mov_epi32((__m512i)(at_best), takes, (__m512i)(at));                      \
+    } while (0)
 #define VEC_MAX(a, b) ((vec)_mm512_max_ps((__m512)(a), (__m512)(b)))
 
 /* p is a multiple of 64. */

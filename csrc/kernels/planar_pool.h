@@ -21,14 +21,6 @@ static window_vectors vectors_of(const pycnn_pool2d *d)
     return v;
 }
 
-/* As max_vector in pool.h: a value replaces the maximum when it is greater or NaN. */
-INLINE void take_greater(vec *best, ivec *where_best, vec value, ivec place)
-{
-    const ivec better = (value > *best) | (value != value);
-    *best = where(better, value, *best);
-    *where_best = where_int(better, place, *where_best);
-}
-
 /* y, argmax (int32, h * W + w), x */
 static void planar_max_pool2d(const void *desc, void *const *args)
 {

@@ -49,38 +49,49 @@ INLINE void covering(int64_t pixel, int64_t extent, int64_t stride, int64_t coun
         ++*last;
 }
 
-/* n channels of one output: x at the first pixel of the window, which is `place` of its plane. A value replaces
- * the maximum when it is greater or NaN, so ties keep the first and a NaN in the window comes out. */
-INLINE void max_vector(const pycnn_pool2d *d, float *y, int32_t *argmax, const float *x, int64_t place, int64_t n,
-                       int64_t room, int64_t rows, int64_t columns)
+/* Whether y, and an argmax of the same size, are streamed. */
+INLINE int streams_outputs(const pycnn_pool2d *d, const float *y, const void *argmax)
 {
-    const int64_t down = d->dilation_h * d->w, right = d->dilation_w;
-    vec best = load_n(x, n);
-    ivec where_best = splat_int((int32_t)place);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t s = r == 0; s < columns; s++) {
-            const int64_t at = r * down + s * right;
-            const vec value = load_n(x + at * d->c, n);
-            const ivec better = (value > best) | (value != value);
-            best = where(better, value, best);
-            where_best = where_int(better, splat_int((int32_t)(place + at)), where_best);
+    const int64_t moved = d->n * (d->h * d->w + (argmax ? 2 : 1) * d->oh * d->ow) * d->c;
+    return streams(y, moved, d->c) && streams(argmax, moved, d->c);
+}
+
+/* n channels of one output: x at the first pixel of the window, which is `place` of its plane. The rows of the window
+ * do not wait for each other. */
+INLINE void max_vector(const pycnn_pool2d *d, float *y, int32_t *argmax, const float *x, int64_t place, int64_t n,
+                       int64_t room, int past, int64_t rows, int64_t columns)
+{
+    vec best = splat(0);
+    ivec at_best = splat_int(0);
+    for (int64_t r = 0; r < rows; r++) {
+        const int64_t row = r * d->dilation_h * d->w;
+        vec row_best = load_n(x + row * d->c, n);
+        ivec at_row_best = splat_int((int32_t)(place + row));
+        for (int64_t s = 1; s < columns; s++) {
+            const int64_t at = row + s * d->dilation_w;
+            take_greater(&row_best, &at_row_best, load_n(x + at * d->c, n), splat_int((int32_t)(place + at)));
         }
-    store_n(y, d->epilogue.rectifies ? rectify(best, d->epilogue.slope) : best, room);
+        if (r == 0)
+            best = row_best, at_best = at_row_best;
+        else
+            take_greater(&best, &at_best, row_best, at_row_best);
+    }
+    put_n(y, d->epilogue.rectifies ? rectify(best, d->epilogue.slope) : best, room, past);
     if (argmax)
-        store_int_n(argmax, where_best, room);
+        put_n((float *)argmax, (vec)at_best, room, past);
 }
 
 INLINE void max_pixel(const pycnn_pool2d *d, float *y, int32_t *argmax, const float *x, int64_t place, int64_t room,
-                      int64_t rows, int64_t columns)
+                      int past, int64_t rows, int64_t columns)
 {
     int64_t c = 0;
     for (; c + VL <= d->c; c += VL)
-        max_vector(d, y + c, argmax ? argmax + c : NULL, x + c, place, VL, VL, rows, columns);
+        max_vector(d, y + c, argmax ? argmax + c : NULL, x + c, place, VL, VL, past, rows, columns);
     if (c < d->c)
-        max_vector(d, y + c, argmax ? argmax + c : NULL, x + c, place, d->c - c, room - c, rows, columns);
+        max_vector(d, y + c, argmax ? argmax + c : NULL, x + c, place, d->c - c, room - c, 0, rows, columns);
 }
 
-INLINE void max_row(const pycnn_pool2d *d, float *y, int32_t *argmax, const float *x, int64_t row)
+INLINE void max_row(const pycnn_pool2d *d, float *y, int32_t *argmax, const float *x, int64_t row, int past)
 {
     const float *image = x + row / d->oh * d->h * d->w * d->c;
     const int64_t top = row % d->oh * d->stride_h - d->pad_h;
@@ -91,7 +102,7 @@ INLINE void max_row(const pycnn_pool2d *d, float *y, int32_t *argmax, const floa
         window(left, d->s, d->dilation_w, d->w, &s0, &s1);
         const int64_t place = (top + r0 * d->dilation_h) * d->w + left + s0 * d->dilation_w;
         BY_SIZE(r1 - r0, s1 - s0, max_pixel, d, y + out, argmax ? argmax + out : NULL, image + place * d->c, place,
-                (d->ow - ow) * d->c);
+                (d->ow - ow) * d->c, past);
     }
 }
 
@@ -99,12 +110,14 @@ INLINE void max_row(const pycnn_pool2d *d, float *y, int32_t *argmax, const floa
 static void max_pool2d(const void *desc, void *const *args)
 {
     const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
-#pragma omp for schedule(static)
+    const int past = streams_outputs(d, args[0], args[1]);
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < d->n * d->oh; row++)
         if (args[1])
-            max_row(d, args[0], args[1], args[2], row);
+            max_row(d, args[0], args[1], args[2], row, past);
         else
-            max_row(d, args[0], NULL, args[2], row);
+            max_row(d, args[0], NULL, args[2], row, past);
+    end_stream(past);
 }
 
 INLINE int windows_overlap(const pycnn_pool2d *d)
@@ -269,24 +282,24 @@ INLINE float average_scale(const pycnn_pool2d *d, int64_t top, int64_t left)
 }
 
 INLINE void average_vector(const pycnn_pool2d *d, float *y, const float *x, float scale, int64_t n, int64_t room,
-                           int64_t rows, int64_t columns)
+                           int past, int64_t rows, int64_t columns)
 {
     vec sum = splat(0);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t s = 0; s < columns; s++)
             sum = sum + load_n(x + (r * d->w + s) * d->c, n);
-    store_n(y, sum * scale, room);
+    put_n(y, sum * scale, room, past);
 }
 
 /* One output: x at the first pixel of the window. */
-INLINE void average_pixel(const pycnn_pool2d *d, float *y, const float *x, float scale, int64_t room, int64_t rows,
-                          int64_t columns)
+INLINE void average_pixel(const pycnn_pool2d *d, float *y, const float *x, float scale, int64_t room, int past,
+                          int64_t rows, int64_t columns)
 {
     int64_t c = 0;
     for (; c + VL <= d->c; c += VL)
-        average_vector(d, y + c, x + c, scale, VL, VL, rows, columns);
+        average_vector(d, y + c, x + c, scale, VL, VL, past, rows, columns);
     if (c < d->c)
-        average_vector(d, y + c, x + c, scale, d->c - c, room - c, rows, columns);
+        average_vector(d, y + c, x + c, scale, d->c - c, room - c, 0, rows, columns);
 }
 
 /* y, x */
@@ -295,7 +308,8 @@ static void avg_pool2d(const void *desc, void *const *args)
     const pycnn_pool2d own = *(const pycnn_pool2d *)desc, *d = &own;
     float *y = args[0];
     const float *x = args[1];
-#pragma omp for schedule(static)
+    const int past = streams_outputs(d, y, NULL);
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < d->n * d->oh; row++) {
         const float *image = x + row / d->oh * d->h * d->w * d->c;
         const int64_t top = row % d->oh * d->stride_h - d->pad_h;
@@ -306,9 +320,10 @@ static void avg_pool2d(const void *desc, void *const *args)
             window(left, d->s, 1, d->w, &s0, &s1);
             BY_SIZE(r1 - r0, s1 - s0, average_pixel, d, y + (row * d->ow + ow) * d->c,
                     image + ((top + r0) * d->w + left + s0) * d->c, average_scale(d, top, left),
-                    (d->ow - ow) * d->c);
+                    (d->ow - ow) * d->c, past);
         }
     }
+    end_stream(past);
 }
 
 /* Adds dy * scale to dx, or writes it there first. */

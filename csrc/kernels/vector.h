@@ -148,6 +148,19 @@ INLINE ivec where_int(ivec mask, ivec a, ivec b) { return (mask & a) | (~mask & 
 /* a where a > b, else b: also where one is NaN. */
 INLINE vec vec_max(vec a, vec b) { return VEC_MAX(a, b); }
 
+/* A value, found at some place, replaces the highest so far when it is greater or NaN: ties keep the first, and a NaN
+ * comes out. */
+INLINE void take_greater(vec *best, ivec *at_best, vec v, ivec at)
+{
+#ifdef TAKE_GREATER
+    TAKE_GREATER(*best, *at_best, v, at);
+#else
+    const ivec takes = (v > *best) | (v != v);
+    *best = where(takes, v, *best);
+    *at_best = where_int(takes, at, *at_best);
+#endif
+}
+
 /* v where v > 0, and else slope * v, or 0 even of an infinity where slope is 0; NaN stays NaN. */
 INLINE vec rectify(vec v, float slope)
 {
