@@ -7,7 +7,8 @@
  * Backward otherwise: for each row of inputs (shared among threads), for each input pixel: add up what it gets from
  *            each window that covers it, in the order of the windows.
  *
- * BY_SIZE gives the common sizes of a window, of a cell, or of the windows over a pixel, unrolled code of their own.
+ * BY_WINDOW gives the common sizes of a window, BY_SIZE those of a cell or of the windows over a pixel, unrolled code
+ * of their own.
  * Pixels of a row are written from left to right, so the last vector of a pixel's channels may run into the `room`
  * that the next ones overwrite. Descriptors are copied, or the compiler would read them again after each store. */
 
@@ -20,6 +21,16 @@
         else if ((rows) == 2 && (columns) == 1)       \
             function(__VA_ARGS__, 2, 1);              \
         else if ((rows) == 2 && (columns) == 2)       \
+            function(__VA_ARGS__, 2, 2);              \
+        else if ((rows) == 3 && (columns) == 3)       \
+            function(__VA_ARGS__, 3, 3);              \
+        else                                          \
+            function(__VA_ARGS__, rows, columns);     \
+    } while (0)
+
+#define BY_WINDOW(rows, columns, function, ...)       \
+    do {                                              \
+        if ((rows) == 2 && (columns) == 2)            \
             function(__VA_ARGS__, 2, 2);              \
         else if ((rows) == 3 && (columns) == 3)       \
             function(__VA_ARGS__, 3, 3);              \
@@ -101,8 +112,8 @@ INLINE void max_row(const pycnn_pool2d *d, float *y, int32_t *argmax, const floa
         const int64_t left = ow * d->stride_w - d->pad_w, out = (row * d->ow + ow) * d->c;
         window(left, d->s, d->dilation_w, d->w, &s0, &s1);
         const int64_t place = (top + r0 * d->dilation_h) * d->w + left + s0 * d->dilation_w;
-        BY_SIZE(r1 - r0, s1 - s0, max_pixel, d, y + out, argmax ? argmax + out : NULL, image + place * d->c, place,
-                (d->ow - ow) * d->c, past);
+        BY_WINDOW(r1 - r0, s1 - s0, max_pixel, d, y + out, argmax ? argmax + out : NULL, image + place * d->c, place,
+                  (d->ow - ow) * d->c, past);
     }
 }
 
@@ -113,10 +124,7 @@ static void max_pool2d(const void *desc, void *const *args)
     const int past = streams_outputs(d, args[0], args[1]);
 #pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < d->n * d->oh; row++)
-        if (args[1])
-            max_row(d, args[0], args[1], args[2], row, past);
-        else
-            max_row(d, args[0], NULL, args[2], row, past);
+        max_row(d, args[0], args[1], args[2], row, past);
     end_stream(past);
 }
 
@@ -318,9 +326,9 @@ static void avg_pool2d(const void *desc, void *const *args)
         for (int64_t ow = 0; ow < d->ow; ow++) {
             const int64_t left = ow * d->stride_w - d->pad_w;
             window(left, d->s, 1, d->w, &s0, &s1);
-            BY_SIZE(r1 - r0, s1 - s0, average_pixel, d, y + (row * d->ow + ow) * d->c,
-                    image + ((top + r0) * d->w + left + s0) * d->c, average_scale(d, top, left),
-                    (d->ow - ow) * d->c, past);
+            BY_WINDOW(r1 - r0, s1 - s0, average_pixel, d, y + (row * d->ow + ow) * d->c,
+                      image + ((top + r0) * d->w + left + s0) * d->c, average_scale(d, top, left),
+                      (d->ow - ow) * d->c, past);
         }
     }
     end_stream(past);
