@@ -3,7 +3,7 @@
  *
  *     y[image][k][pixel] = bias[k] + sum over c: w[k][c] * x[image][c][pixel's place]
  *
- *     for each block of panels of pixels, part of the filters:                       shared among threads
+ *     for each part of the filters, block of panels of pixels:                       shared among threads
  *         find the pixels' places in x and y                                         they may lie in several images
  *         for each chunk of c:                                                       restarts the running sums
  *             copy the block's part of x to panels [c][vectors]                      they fit into L2
@@ -234,11 +234,11 @@ static void run_pointwise(const pointwise *p, float *y, const float *x, const fl
     const int64_t parts = MIN(wanted, ceil_div(p->rows, TILE_ROWS));
 #pragma omp for schedule(guided)
     for (int64_t task = 0; task < blocks * parts; task++) {
-        const int64_t number = task / parts, first = part_start(p->rows, task % parts, parts);
-        const int64_t rows = part_start(p->rows, task % parts + 1, parts) - first, tiles = ceil_div(rows, TILE_ROWS);
+        const int64_t number = task % blocks, part = task / blocks, first = part_start(p->rows, part, parts);
+        const int64_t rows = part_start(p->rows, part + 1, parts) - first, tiles = ceil_div(rows, TILE_ROWS);
         pixel_block block, after;
         find_block(p, number, &block);
-        find_block(p, MIN(number + 1, blocks - 1), &after);
+        find_block(p, (number + 1) % blocks, &after);
         for (int64_t chunk = 0; chunk < p->chunks; chunk++) {
             const int64_t l0 = part_start(p->len, chunk, p->chunks), l1 = part_start(p->len, chunk + 1, p->chunks);
             const int64_t next = l1 == p->len ? 0 : chunk + 1, next_l = part_start(p->len, next, p->chunks);

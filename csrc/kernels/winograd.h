@@ -325,6 +325,8 @@ static void gather_taps(const winograd *p, const float *w, int64_t n, int64_t le
                 for (int64_t j = 0; j < columns; j += VL)
                     store_n(to + (l * SEGMENT_TAPS + t) * PANEL + j,
                             load_n(w + l * p->w_l + t * p->w_tap + j, columns - j), columns - j);
+    else if (p->w_tap == 1 && n == SEGMENT_TAPS && p->w_l == n) /* the channels of a filter are as one */
+        transpose_matrix(w, p->w_column, to, PANEL, columns, len * n);
     else if (p->w_tap == 1)
         for (int64_t l = 0; l < len; l++)
             transpose_matrix(w + l * p->w_l, p->w_column, to + l * SEGMENT_TAPS * PANEL, PANEL, columns, n);
