@@ -88,12 +88,13 @@ static planar_cut cut_planar(const pycnn_conv2d *d)
     return c;
 }
 
-/* Whether a band stays near, and at most a third more lanes are computed than with vectors of filters. */
+/* Whether a band stays near, and not too many lanes are computed, compared with vectors of filters: at most a third more
+ * where those would have empty lanes in their only vector, else a tenth. */
 static int fits_planar(const pycnn_conv2d *d)
 {
     const planar_cut c = cut_planar(d);
-    const int64_t lanes = c.bands * c.y_plane * d->k;
-    return c.x_floats <= MOST_PLANAR_FLOATS && 3 * lanes <= 4 * d->oh * d->ow * round_up(d->k, VL);
+    const int64_t lanes = c.bands * c.y_plane * d->k, others = d->oh * d->ow * round_up(d->k, VL);
+    return c.x_floats <= MOST_PLANAR_FLOATS && (d->k < VL ? 3 * lanes <= 4 * others : 10 * lanes <= 11 * others);
 }
 
 static int64_t planar_workspace(const planar_conv *p, int64_t threads)
