@@ -25,6 +25,7 @@ typedef struct {
 } outer;
 
 enum { MIN_CHUNK = 128, MAX_CHUNK = 8192 / PANEL, CHUNK_FLOATS = 49152, WIDE_PIXEL = 256, AHEAD_SHIFT = 2 };
+enum { BOX_AHEAD = 4 }; /* pixels */
 enum { SLICE_CHUNKS = 2, MAX_SLICES = 16, WANTED_TASKS = 8, PART_ROWS = 128, SUM_STRIP = 16 };
 
 /* out[i][j] = or += sum over images, over rows of n pixels: x[pixel][i] * dy[pixel][j] */
@@ -209,8 +210,12 @@ static void copy_box(const outer_share *s, int64_t l0, int64_t len)
         for (int64_t i = 0; i < s->v.count; i++) {
             const int64_t row = (n * p->v.in + s->v.first + i * s->v.step) * p->h.in + s->h.first;
             const float *x = p->x + row * p->x_pixel + s->group * p->len + l0;
-            for (int64_t j = 0; j < s->h.count; j++, x += s->h.step * p->x_pixel, to += len)
-                memcpy(to, x, sizeof(float) * (size_t)len);
+            const int64_t step = s->h.step * p->x_pixel;
+            for (int64_t j = 0; j < s->h.count; j++, x += step, to += len)
+                for (int64_t l = 0; l < len; l += VL) {
+                    call_for_reading(x, BOX_AHEAD * step + l);
+                    store_n(to + l, load_n(x + l, len - l), len - l);
+                }
         }
 }
 

@@ -583,6 +583,7 @@ static winograd_space winograd_layout(const winograd *p)
         const int64_t rows = tile_rows(p->columns);
         const int64_t groups = MAX(1, CACHE_FLOATS / (PLACES * (len + widest_panel(p)) * rows));
         s.parts = MAX(ceil_div(p->patches, groups * rows), MIN(LEAST_TASKS, ceil_div(p->patches, 2 * rows)));
+        s.parts += s.parts > 1 && s.parts % 2; /* two threads have as much to do */
         s.chunk = len;
         s.shared = p->prepacked ? 0 : all_floats_u(p);
         s.own = PLACES * place_step(ceil_div(p->patches, s.parts) * len);
