@@ -67,23 +67,27 @@ INLINE int streams_rows(const float *out, int64_t floats, int by_lanes)
     return by_lanes ? streams(out, 2 * floats, VL) : moves_much(2 * floats);
 }
 
-/* Of LANES rows or of VL, a lane each. */
-typedef struct { vec highest[2], sum[2]; } lane_sums;
+/* Of LANES rows or of VL, a lane each; `at_label`: x where their labels are, if there are any. */
+typedef struct { vec highest[2], sum[2], at_label[2]; } lane_sums;
 
 /* exp_row of vectors * VL rows x of up to NARROW columns: y gets a lane of each row for each column. Between the
  * exponentials, the lines of later rows are called one by one: all at once they would wait for each other. */
-INLINE lane_sums exp_lanes(float *y, const float *x, int64_t columns, const int vectors)
+INLINE lane_sums exp_lanes(float *y, const float *x, const int32_t *labels, int64_t columns, const int vectors)
 {
     const int64_t rows = vectors * VL;
     lane_sums s;
     UNROLL for (int v = 0; v < vectors; v++) {
         rows_to_lanes(x + v * VL * columns, columns, y + v * VL, rows);
         s.highest[v] = splat(-INFINITY);
-        s.sum[v] = splat(0);
+        s.sum[v] = s.at_label[v] = splat(0);
     }
     for (int64_t c = 0; c < columns; c++)
-        UNROLL for (int v = 0; v < vectors; v++)
-            s.highest[v] = vec_max(load(y + c * rows + v * VL), s.highest[v]);
+        UNROLL for (int v = 0; v < vectors; v++) {
+            const vec at = load(y + c * rows + v * VL);
+            s.highest[v] = vec_max(at, s.highest[v]);
+            if (labels)
+                s.at_label[v] = where(load_int_n(labels + v * VL, VL) == (int32_t)c, at, s.at_label[v]);
+        }
     for (int64_t c = 0; c < columns; c++)
         UNROLL for (int v = 0; v < vectors; v++) {
             float *at = y + c * rows + v * VL;
@@ -110,7 +114,7 @@ INLINE void store_turned(float *y, const float *lanes, int64_t columns, const in
 INLINE void softmax_lanes(float *y, const float *x, int64_t columns, const int vectors, int past)
 {
     float e[NARROW * LANES];
-    lane_sums s = exp_lanes(e, x, columns, vectors);
+    lane_sums s = exp_lanes(e, x, NULL, columns, vectors);
     UNROLL for (int v = 0; v < vectors; v++)
         s.sum[v] = 1.0f / s.sum[v];
     for (int64_t c = 0; c < columns; c++)
@@ -248,15 +252,13 @@ static double entropy_of_row(const entropy *e, int64_t row, float *spare)
 /* The losses of vectors * VL rows of up to NARROW columns, of labels without smoothing. */
 INLINE double entropy_of_lanes(const entropy *e, int64_t row, const int vectors, int past)
 {
-    float p[NARROW * LANES], at_label[LANES];
-    const lane_sums s = exp_lanes(p, e->logits + row * e->columns, e->columns, vectors);
+    float p[NARROW * LANES];
     const int32_t *labels = e->labels + row;
-    for (int64_t i = 0; i < vectors * VL; i++)
-        at_label[i] = e->logits[(row + i) * e->columns + labels[i]];
+    const lane_sums s = exp_lanes(p, e->logits + row * e->columns, labels, e->columns, vectors);
     double loss = 0;
     UNROLL for (int v = 0; v < vectors; v++) {
         const vec weight = e->weights ? load(e->weights + row + v * VL) : splat(1);
-        const vec losses = weight * (vec_log_from_1(s.sum[v]) + (s.highest[v] - load(at_label + v * VL)));
+        const vec losses = weight * (vec_log_from_1(s.sum[v]) + (s.highest[v] - s.at_label[v]));
         const vec share = weight * (1.0f / (float)e->rows), scale = share / s.sum[v];
         const ivec label = load_int_n(labels + v * VL, VL);
         for (int64_t c = 0; c < e->columns; c++) {
