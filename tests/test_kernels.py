@@ -488,6 +488,30 @@ def test_gradient_norm_and_one_that_is_added(size):
     assert_close(total[0], 2 * (g.astype(np.float64) ** 2).sum(), 1e-14)
 
 
+# --------------------------------------------------------------------------------------- small products
+
+
+@pytest.mark.parametrize("trans_b", [False, True])
+@pytest.mark.parametrize("n", [1, 3, 8, 9, 10, 12, 16, 17, 33, 64])
+def test_small_products_on_one_thread_are_those_of_three(n, trans_b):
+    """One thread makes a product of one panel without the cuts that several take."""
+    for m in (1, 7, 9, 200):
+        for k in (1, 3, 17, 64):
+            a, b, bias, c = normal((m, k)), normal((n, k) if trans_b else (k, n)), normal(n), normal((m, n), "c")
+
+            def build(builder, m=m, k=k):
+                buffers = list(map(builder.external, ("c", "a", "b", "bias")))
+                calls.copy(builder, m * n, buffers[0], builder.external("before"))
+                calls.gemm(builder, m, n, k, *buffers, trans_b=trans_b, alpha=1.5, beta=0.5)
+                calls.gemm(builder, m, n, k, builder.external("plain"), *buffers[1:3], trans_b=trans_b)
+
+            outputs = {"c": (m, n), "plain": (m, n)}
+            found = run_alone(build, {"a": a, "b": b, "bias": bias, "before": c}, outputs)
+            product = a.astype(np.float64) @ (b.T if trans_b else b)
+            assert_close(found["plain"], product, 2e-6)
+            assert_close(found["c"], 1.5 * product + bias + 0.5 * c, 2e-6)
+
+
 # ------------------------------------------------------------------------------------------- updates
 
 UPDATES = {

@@ -825,8 +825,50 @@ static void run_phase(block *b, const float *packed)
         run_task(b, next_task(ticket, all_tasks, &taken), packed);
 }
 
+/* Pixels that lie one after another in x and y, under one tap, by one panel, on one thread: finding out how to cut up
+ * others would be much of the work of a small product. */
+INLINE int lies_in_line(const axis *a) { return a->stride == 1 && a->pad == 0 && a->in == a->out; }
+static int is_small(const product *p)
+{
+    return omp_get_num_threads() == 1 && p->groups == 1 && product_taps(p) == 1 && p->columns <= PANEL && p->len > 0 &&
+           p->len <= chunk_length(p) && lies_in_line(&p->v) && lies_in_line(&p->h) && !p->planes &&
+           !p->moments.slices && !copies_rows(p) && !copies_panels(p);
+}
+
+static void run_small(const product *p, float *weights)
+{
+    static const tile_tap only_tap = { 0, 0 };
+    const int64_t pixels = product_pixels(p), tiles = ceil_div(pixels, product_rows(p));
+    const int64_t rows = pixels / MAX(1, tiles), longer = pixels - rows * tiles, at_once = tiles_at_once(p);
+    const block b = { .p = p, .packed = p->prepacked ? p->packed : weights, .h = { .in_step = 1 }, .last_panel = 1 };
+    const int64_t tasks = p->prepacked ? 0 : pack_tasks(p);
+    for (int64_t task = 0; task < tasks; task++)
+        pack_task(p, task, weights);
+    const float *x = p->in;
+    float *y = p->out;
+    block_tile some[MOST_TILES];
+    for (int64_t first = 0; first < tiles; first += at_once) {
+        const int64_t count = MIN(at_once, tiles - first);
+        for (int64_t t = 0; t < count; t++) {
+            block_tile *tile = &some[t];
+            tile->rows = rows + (first + t < longer);
+            tile->in = (tile_input){ .taps = 1, .tap = &only_tap, .x = tile->x };
+            for (int64_t i = 0; i < tile->rows; i++, x += p->in_pixel, y += p->out_pixel) {
+                ONE_BY_ONE;
+                tile->x[i] = x;
+                tile->y[i] = y;
+            }
+        }
+        run_panel(&b, some, NULL, count, 0, 0, p->len);
+    }
+}
+
 static void product_run(const product *p, void *workspace)
 {
+    if (is_small(p)) {
+        run_small(p, workspace);
+        return;
+    }
     const product_space space = product_layout(p);
     float *zeros = workspace;
     char *own = (char *)own_part(zeros + space.shared, space.per_thread);

@@ -124,10 +124,19 @@ INLINE const float *add_quads(const int rows, const int vectors, vec acc[TALL_RO
 /* The sums of each pair of neighbouring lanes, those of a before those of b. */
 INLINE vec pair_sums(vec a, vec b) { return even_lanes(a, b) + odd_lanes(a, b); }
 
-/* A vector of columns of each row, to acc[row][0]. */
+/* Of pair sums next to each other in the first half, and twice each in the other: those of a quad. */
+LANES_OF(first_pairs, i < VL / 2 ? 2 * i : VL + 4 * i % VL)
+LANES_OF(second_pairs, i < VL / 2 ? 2 * i + 1 : VL + (4 * i + 2) % VL)
+
+/* A vector of columns of each row, to acc[row][0]; lanes without a column may hold anything. */
 INLINE void join_quads(const int rows, const int vectors, vec acc[TALL_ROWS][TILE_VECTORS])
 {
     UNROLL for (int i = 0; i < rows; i++) {
+        if (vectors == 3) {
+            const vec ab = pair_sums(acc[i][0], acc[i][1]), c = acc[i][2] + swap_pairs(acc[i][2]);
+            acc[i][0] = first_pairs(ab, c) + second_pairs(ab, c);
+            continue;
+        }
         vec sum[QUAD];
         UNROLL for (int j = 0; j < QUAD; j++)
             sum[j] = j < vectors ? acc[i][j] : splat(0);

@@ -220,6 +220,9 @@ INLINE vec spread_lane(vec v, const int lanes_each, const int l) { MOVE_LANES(v,
 /* Each lane gets the one so many behind it, the last lanes the first ones. */
 INLINE vec rotate_lanes(vec v, const int by) { MOVE_LANES(v, (i + by) % VL); }
 
+/* Each lane gets its neighbour: a1 a0 a3 a2 ... */
+INLINE vec swap_pairs(vec v) { MOVE_LANES(v, i ^ 1); }
+
 /* A fixed order: one half of the lanes is added to the other, as long as there are two. */
 INLINE float lane_sum(vec v)
 {
