@@ -2,8 +2,8 @@
  *
  *     for each row (shared): its highest element; exponentials and their sum, in y or, where y is streamed, in
  *                            workspace; y, which is that, scaled
- *     rows of up to NARROW columns, LANES or VL rows at a time (shared): the same with a row in each lane, transposed
- *                            and back
+ *     rows of up to NARROW columns, LANES or VL rows at a time (shared): the same with two rows in each lane, or one,
+ *                            transposed and back
  *
  * Losses, those of a vector's rows first, are summed up in double precision: each of at most LOSS_SLICES slices of
  * the rows, which begin where vectors do, from its first to its last, then the slices. A gradient argument may be NULL,
@@ -67,30 +67,42 @@ INLINE int streams_rows(const float *out, int64_t floats, int by_lanes)
     return by_lanes ? streams(out, 2 * floats, VL) : moves_much(2 * floats);
 }
 
-/* Of LANES rows or of VL, a lane each; `at_label`: x where their labels are, if there are any. */
+/* Of LANES or VL rows by lanes: a lane has `vectors` rows that follow each other, in as many vectors. `at_label`: x
+ * where their labels are, if there are any. */
 typedef struct { vec highest[2], sum[2], at_label[2]; } lane_sums;
 
-/* exp_row of vectors * VL rows x of up to NARROW columns: y gets a lane of each row for each column. Between the
+/* What there is one of for each row. */
+typedef struct { vec of[2]; } row_values;
+
+INLINE row_values load_row_values(const float *p, const int vectors)
+{
+    if (vectors == 1)
+        return (row_values){ { load(p), splat(0) } };
+    const vec low = load(p), high = load(p + VL);
+    return (row_values){ { even_lanes(low, high), odd_lanes(low, high) } };
+}
+
+/* exp_row of vectors * VL rows x of up to NARROW columns, to y: for each vector, each column, the lanes. Between the
  * exponentials, the lines of later rows are called one by one: all at once they would wait for each other. */
-INLINE lane_sums exp_lanes(float *y, const float *x, const int32_t *labels, int64_t columns, const int vectors)
+INLINE lane_sums exp_lanes(float *y, const float *x, const row_values *labels, int64_t columns, const int vectors)
 {
     const int64_t rows = vectors * VL;
     lane_sums s;
+    rows_to_lanes(x, vectors * columns, y, VL);
     UNROLL for (int v = 0; v < vectors; v++) {
-        rows_to_lanes(x + v * VL * columns, columns, y + v * VL, rows);
         s.highest[v] = splat(-INFINITY);
         s.sum[v] = s.at_label[v] = splat(0);
     }
     for (int64_t c = 0; c < columns; c++)
         UNROLL for (int v = 0; v < vectors; v++) {
-            const vec at = load(y + c * rows + v * VL);
+            const vec at = load(y + (v * columns + c) * VL);
             s.highest[v] = vec_max(at, s.highest[v]);
             if (labels)
-                s.at_label[v] = where(load_int_n(labels + v * VL, VL) == (int32_t)c, at, s.at_label[v]);
+                s.at_label[v] = where((ivec)labels->of[v] == (int32_t)c, at, s.at_label[v]);
         }
     for (int64_t c = 0; c < columns; c++)
         UNROLL for (int v = 0; v < vectors; v++) {
-            float *at = y + c * rows + v * VL;
+            float *at = y + (v * columns + c) * VL;
             __builtin_prefetch(x + (BLOCKS_AHEAD * columns + c) * rows + v * VL);
             const vec e = vec_exp_negative(load(at) - s.highest[v]);
             store(at, e);
@@ -99,14 +111,12 @@ INLINE lane_sums exp_lanes(float *y, const float *x, const int32_t *labels, int6
     return s;
 }
 
-/* y = those rows, of which `lanes` has a lane each; they follow each other, so that they may go past the caches. */
+/* y = those rows; they follow each other, so that they may go past the caches. */
 INLINE void store_turned(float *y, const float *lanes, int64_t columns, const int vectors, int past)
 {
-    const int64_t rows = vectors * VL;
-    float turned[NARROW * LANES], *to = past ? turned : y;
-    UNROLL for (int v = 0; v < vectors; v++)
-        lanes_to_rows(lanes + v * VL, rows, to + v * VL * columns, columns);
-    for (int64_t i = 0; past && i < rows * columns; i += VL)
+    float turned[NARROW * LANES];
+    lanes_to_rows(lanes, VL, past ? turned : y, vectors * columns);
+    for (int64_t i = 0; past && i < vectors * VL * columns; i += VL)
         STREAM(y + i, load(turned + i));
 }
 
@@ -114,14 +124,12 @@ INLINE void store_turned(float *y, const float *lanes, int64_t columns, const in
 INLINE void softmax_lanes(float *y, const float *x, int64_t columns, const int vectors, int past)
 {
     float e[NARROW * LANES];
-    lane_sums s = exp_lanes(e, x, NULL, columns, vectors);
-    UNROLL for (int v = 0; v < vectors; v++)
-        s.sum[v] = 1.0f / s.sum[v];
-    for (int64_t c = 0; c < columns; c++)
-        UNROLL for (int v = 0; v < vectors; v++) {
-            float *at = e + (c * vectors + v) * VL;
-            store(at, load(at) * s.sum[v]);
-        }
+    const lane_sums s = exp_lanes(e, x, NULL, columns, vectors);
+    UNROLL for (int v = 0; v < vectors; v++) {
+        const vec scale = 1.0f / s.sum[v];
+        for (float *at = e + v * columns * VL; at < e + (v + 1) * columns * VL; at += VL)
+            store(at, load(at) * scale);
+    }
     store_turned(y, e, columns, vectors, past);
 }
 
@@ -253,17 +261,17 @@ static double entropy_of_row(const entropy *e, int64_t row, float *spare)
 INLINE double entropy_of_lanes(const entropy *e, int64_t row, const int vectors, int past)
 {
     float p[NARROW * LANES];
-    const int32_t *labels = e->labels + row;
-    const lane_sums s = exp_lanes(p, e->logits + row * e->columns, labels, e->columns, vectors);
+    const row_values labels = load_row_values((const float *)(e->labels + row), vectors);
+    const row_values weights = e->weights ? load_row_values(e->weights + row, vectors)
+                                          : (row_values){ { splat(1), splat(1) } };
+    const lane_sums s = exp_lanes(p, e->logits + row * e->columns, &labels, e->columns, vectors);
     double loss = 0;
     UNROLL for (int v = 0; v < vectors; v++) {
-        const vec weight = e->weights ? load(e->weights + row + v * VL) : splat(1);
-        const vec losses = weight * (vec_log_from_1(s.sum[v]) + (s.highest[v] - s.at_label[v]));
-        const vec share = weight * (1.0f / (float)e->rows), scale = share / s.sum[v];
-        const ivec label = load_int_n(labels + v * VL, VL);
+        const vec losses = weights.of[v] * (vec_log_from_1(s.sum[v]) + (s.highest[v] - s.at_label[v]));
+        const vec share = weights.of[v] * (1.0f / (float)e->rows), scale = share / s.sum[v];
         for (int64_t c = 0; c < e->columns; c++) {
-            float *at = p + (c * vectors + v) * VL;
-            const vec subtracted = (vec)((ivec)share & (label == (int32_t)c));
+            float *at = p + (v * e->columns + c) * VL;
+            const vec subtracted = (vec)((ivec)share & ((ivec)labels.of[v] == (int32_t)c));
             store(at, load(at) * scale - subtracted);
         }
         loss += VL * (double)lane_sum(losses * (1.0f / VL)); /* a sum may be beyond single precision */
