@@ -290,13 +290,14 @@ static void softmax_cross_entropy(const void *desc, void *const *args)
     const int past = args[1] && streams_rows(args[1], d->rows * d->columns, by_lanes);
     const entropy e = { d->rows, d->columns, args[1], args[2], args[4], args[5], args[3], d->parameter,
                         past && !by_lanes };
-    const int64_t parts = ceil_div(e.rows, SLICE_ROWS), slices = MAX(1, MIN(LOSS_SLICES, parts));
+    const int64_t part_rows = by_lanes ? MAX(LANES, SLICE_ROWS) : SLICE_ROWS;
+    const int64_t parts = ceil_div(e.rows, part_rows), slices = MAX(1, MIN(LOSS_SLICES, parts));
     double *sums = args[6];
     float *spare = own_part((float *)(sums + LOSS_SLICES), line_floats(e.columns));
 #pragma omp for schedule(static) nowait
     for (int64_t slice = 0; slice < slices; slice++) {
-        const int64_t last = MIN(e.rows, part_start(parts, slice + 1, slices) * SLICE_ROWS);
-        int64_t row = part_start(parts, slice, slices) * SLICE_ROWS;
+        const int64_t last = MIN(e.rows, part_start(parts, slice + 1, slices) * part_rows);
+        int64_t row = part_start(parts, slice, slices) * part_rows;
         double loss = 0;
         for (; by_lanes && row + LANES <= last; row += LANES)
             loss += entropy_of_lanes(&e, row, 2, past);
