@@ -147,8 +147,8 @@ def transposition(rows, columns):
 
 
 CASES = {
-    "transposition of few rows": lambda: transposition(48, 323),
-    "transposition of many rows": lambda: transposition(400, 71),
+    "transposition of few rows": lambda: transposition(48, 1323),
+    "transposition of many rows": lambda: transposition(400, 21),
     "relu": lambda: activation("relu", ["x"]),
     "relu backward": lambda: activation("relu", ["dy", "x", "y"]),
     "tanh backward": lambda: activation("tanh", ["dy", "x", "y"]),
@@ -200,3 +200,13 @@ def test_streamed_rows_are_those_of_few(columns):
     np.testing.assert_array_equal(ops.softmax(logits)[some], ops.softmax(logits[some]))
     gradient, few = (ops.softmax_cross_entropy(logits[part], labels[part])[1] for part in (slice(None), some))
     np.testing.assert_allclose(rows * gradient[some], len(few) * few, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(48, 1323), (400, 21), (48, 323), (49, 130), (2100, 33), (129, 1024)])
+def test_streamed_transpositions(rows, columns):
+    """By lines and by rows, whole ones and parts of them, wherever these begin."""
+    build, inputs, shape = transposition(rows, columns)
+    for out in (shapes.empty("test", shape), misaligned(shape)):
+        out.fill(np.nan)
+        run_shared(build, inputs | {"out": out}, 3)
+        np.testing.assert_array_equal(out, inputs["x"].transpose(0, 2, 1))

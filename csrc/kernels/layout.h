@@ -6,9 +6,16 @@
  * Blocks are short along the longer side of the matrix, so that the pixels of a block stay in a cache while all of
  * their channels come or go; tiles, and the parts of a tile, first go along the longer side, where few lines of many
  * planes are in use at a time: planes are often a power of two apart and share few places of the first cache.
+ * Beyond the caches, up to MOST_COLUMNS columns, memory takes long runs faster than a line of each of many rows:
+ *
+ *     for each matrix, block of some of its rows that fits into L2 (shared among threads)
+ *         for each 16 columns: turn them, and call the next block, line by line; stream their runs
+ *
  * Where one side is 2, rows are interleaved, or split, by pairs of vectors; where it is 3, as the compiler does it. */
 
 enum { TILE_SIDE = 16, LONG_SIDE = 64, SHORT_SIDE = 256, THIN = 4, COPY_BLOCK = 16384 };
+enum { LEAST_COLUMNS = 32, MOST_COLUMNS = 1024, LEAST_BLOCK = 64, MOST_BLOCK = 1024 };
+enum { BLOCK_FLOATS = MIN(65536, CACHE_FLOATS / 2) };
 
 typedef float four __attribute__((vector_size(16)));
 typedef float four_anywhere __attribute__((vector_size(16), aligned(4), may_alias));
@@ -363,6 +370,59 @@ INLINE int64_t block_end(int64_t size, int64_t side, int64_t i)
     return i + 1 == blocks_of(size, side) ? size : (i + 1) * side;
 }
 
+/* A run of n floats past the caches, but for the ends, which share a line with others. */
+static void stream_run(float *to, const float *from, int64_t n)
+{
+    const int64_t head = MIN(n, (int64_t)(-(uintptr_t)to % VEC_BYTES / sizeof(float)));
+    copy_floats(to, from, head);
+    int64_t i = head;
+    for (; i + VL <= n; i += VL)
+        STREAM(to + i, load(from + i));
+    copy_floats(to + i, from + i, n - i);
+}
+
+/* Some rows of a matrix, as long as it, to rows of `to_row` of its transpose; the rows behind them are called. */
+static void stream_rows(const float *from, int64_t rows, int64_t columns, float *to, int64_t to_row)
+{
+    float turned[TILE_SIDE * (MOST_BLOCK + TILE_SIDE)];
+    const int is_one_run = rows == to_row && rows % TILE_SIDE != 0;
+    const int64_t step = is_one_run ? rows : rows + TILE_SIDE; /* no power of two, which would share sets of a cache */
+    const int64_t groups = ceil_div(columns, TILE_SIDE);
+    int64_t called = rows * columns;
+    for (int64_t group = 0; group < groups; group++) {
+        const int64_t j = part_start(columns, group, groups), n = part_start(columns, group + 1, groups) - j;
+        for (int64_t i = 0, m; i < rows; i += m) {
+            m = rows - i < 2 * TILE_SIDE ? rows - i : TILE_SIDE;
+            for (int64_t line = 0; line < m * n; line += 16, called += 16)
+                call_into_l2(from, called);
+            transpose_matrix(from + i * columns + j, columns, turned + i, step, m, n);
+        }
+        if (is_one_run)
+            stream_run(to + j * to_row, turned, n * rows);
+        for (int64_t i = 0; !is_one_run && i < n; i++)
+            stream_run(to + (j + i) * to_row, turned + i * step, rows);
+    }
+}
+
+static int streams_by_rows(const pycnn_transpose *d)
+{
+    return d->rows >= THIN && d->columns >= LEAST_COLUMNS && d->columns <= MOST_COLUMNS &&
+           moves_much(2 * d->n * d->rows * d->columns);
+}
+
+static void transpose_by_rows(const pycnn_transpose *d, float *out, const float *in)
+{
+    const int64_t size = d->rows * d->columns, wanted = BLOCK_FLOATS / d->columns / TILE_SIDE * TILE_SIDE;
+    const int64_t rows = MIN(d->rows, MIN(MOST_BLOCK, MAX(LEAST_BLOCK, wanted)));
+    const int64_t blocks = ceil_div(d->rows, rows);
+#pragma omp for schedule(static) nowait
+    for (int64_t task = 0; task < d->n * blocks; task++) {
+        const int64_t matrix = task / blocks * size, i = task % blocks * rows;
+        stream_rows(in + matrix + i * d->columns, MIN(rows, d->rows - i), d->columns, out + matrix + i, d->rows);
+    }
+    end_stream(1);
+}
+
 /* Whether whole lines are written past the caches. The next kernel reads them, so only where the transpose by itself is
  * more than a last cache holds; and not where each line of a tile lies in a page of its own, which was slower. */
 static int goes_past(const pycnn_transpose *d, const float *out)
@@ -376,6 +436,10 @@ static void transpose(const void *desc, void *const *args)
     const pycnn_transpose *d = desc;
     float *out = args[0];
     const float *in = args[1];
+    if (streams_by_rows(d)) {
+        transpose_by_rows(d, out, in);
+        return;
+    }
     const int wide = d->columns > d->rows;
     const int64_t row_side = d->columns < THIN ? COPY_BLOCK : wide ? SHORT_SIDE : LONG_SIDE;
     const int64_t column_side = d->rows < THIN ? COPY_BLOCK : wide ? LONG_SIDE : SHORT_SIDE;

@@ -67,6 +67,10 @@ INLINE void call_for_reading(const float *p, int64_t at)
 {
     __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)at * sizeof(float)));
 }
+INLINE void call_into_l2(const float *p, int64_t at)
+{
+    __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)at * sizeof(float)), 0, 2);
+}
 INLINE void call_for_writing(const float *p, int64_t at)
 {
     __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)at * sizeof(float)), 1);
