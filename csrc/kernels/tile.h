@@ -133,8 +133,9 @@ INLINE void join_quads(const int rows, const int vectors, vec acc[TALL_ROWS][TIL
 {
     UNROLL for (int i = 0; i < rows; i++) {
         if (vectors == 3) {
-            const vec ab = pair_sums(acc[i][0], acc[i][1]), c = acc[i][2] + swap_pairs(acc[i][2]);
-            acc[i][0] = first_pairs(ab, c) + second_pairs(ab, c);
+            const vec ab = pair_sums(acc[i][0], acc[i][1]), c = acc[i][vectors - 1];
+            const vec cc = c + swap_pairs(c);
+            acc[i][0] = first_pairs(ab, cc) + second_pairs(ab, cc);
             continue;
         }
         vec sum[QUAD];
