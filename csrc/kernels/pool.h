@@ -12,30 +12,26 @@
  * Pixels of a row are written from left to right, so the last vector of a pixel's channels may run into the `room`
  * that the next ones overwrite. Descriptors are copied, or the compiler would read them again after each store. */
 
-#define BY_SIZE(rows, columns, function, ...)         \
-    do {                                              \
-        if ((rows) == 1 && (columns) == 1)            \
-            function(__VA_ARGS__, 1, 1);              \
-        else if ((rows) == 1 && (columns) == 2)       \
-            function(__VA_ARGS__, 1, 2);              \
-        else if ((rows) == 2 && (columns) == 1)       \
-            function(__VA_ARGS__, 2, 1);              \
-        else if ((rows) == 2 && (columns) == 2)       \
-            function(__VA_ARGS__, 2, 2);              \
-        else if ((rows) == 3 && (columns) == 3)       \
-            function(__VA_ARGS__, 3, 3);              \
-        else                                          \
-            function(__VA_ARGS__, rows, columns);     \
+#define BY_WINDOW(rows, columns, function, ...)                   \
+    do {                                                          \
+        if ((rows) == 2 && (columns) == 2)                        \
+            function(__VA_ARGS__, 2, 2);                          \
+        else if ((rows) == 3 && (columns) == 3)                   \
+            function(__VA_ARGS__, 3, 3);                          \
+        else                                                      \
+            function(__VA_ARGS__, rows, columns);                 \
     } while (0)
 
-#define BY_WINDOW(rows, columns, function, ...)       \
-    do {                                              \
-        if ((rows) == 2 && (columns) == 2)            \
-            function(__VA_ARGS__, 2, 2);              \
-        else if ((rows) == 3 && (columns) == 3)       \
-            function(__VA_ARGS__, 3, 3);              \
-        else                                          \
-            function(__VA_ARGS__, rows, columns);     \
+#define BY_SIZE(rows, columns, function, ...)                     \
+    do {                                                          \
+        if ((rows) == 1 && (columns) == 1)                        \
+            function(__VA_ARGS__, 1, 1);                          \
+        else if ((rows) == 1 && (columns) == 2)                   \
+            function(__VA_ARGS__, 1, 2);                          \
+        else if ((rows) == 2 && (columns) == 1)                   \
+            function(__VA_ARGS__, 2, 1);                          \
+        else                                                      \
+            BY_WINDOW(rows, columns, function, __VA_ARGS__);      \
     } while (0)
 
 /* The taps first..last-1 of a window that starts at `start` which lie inside 0..size-1. */
