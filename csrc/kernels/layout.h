@@ -373,9 +373,8 @@ INLINE int64_t block_end(int64_t size, int64_t side, int64_t i)
 /* A run of n floats past the caches, but for the ends, which share a line with others. */
 static void stream_run(float *to, const float *from, int64_t n)
 {
-    const int64_t head = MIN(n, (int64_t)(-(uintptr_t)to % VEC_BYTES / sizeof(float)));
-    copy_floats(to, from, head);
-    int64_t i = head;
+    int64_t i = before_vector(to, n);
+    copy_floats(to, from, i);
     for (; i + VL <= n; i += VL)
         STREAM(to + i, load(from + i));
     copy_floats(to + i, from + i, n - i);

@@ -53,7 +53,7 @@ static float exp_row(float *y, const float *x, float highest, int64_t columns, i
 /* y = x * scale over a row; its whole vectors may go past the caches. */
 static void scale_row(float *y, const float *x, float scale, int64_t columns, int past)
 {
-    int64_t c = past ? MIN(columns, (int64_t)(-(uintptr_t)y % VEC_BYTES / sizeof(float))) : 0;
+    int64_t c = past ? before_vector(y, columns) : 0;
     store_n(y, load_n(x, c) * scale, c);
     for (; c + VL <= columns; c += VL)
         put_n(y + c, load(x + c) * scale, VL, past);

@@ -119,6 +119,12 @@ static void end_stream(int past)
 #pragma omp barrier
 }
 
+/* The floats before the next vector that may go past the caches, at most n. */
+INLINE int64_t before_vector(const float *p, int64_t n)
+{
+    return MIN(n, (int64_t)(-(uintptr_t)p % VEC_BYTES / sizeof(float)));
+}
+
 /* As store_n, or past the caches. */
 INLINE void put_n(float *p, vec v, int64_t n, int past)
 {
